@@ -1,0 +1,14 @@
+"""fer-keras: rerun a published facial-expression-recognition study, and see what each of its numbers is worth.
+
+The modules, in the order in which a face passes them: `data` (and `drawn`) → `split` → `resample` → `augment` →
+`model` → `train` → `evaluate` → `plots`, `report`. `params` resolves a run's parameters, `run` is its folder.
+"""
+
+import os
+
+# TensorFlow turns oneDNN on by itself only on processors with AVX-512's neural extensions; without them it still makes
+# VGGNet's training step about twice as fast (benchmarks/train_step.py). Set before TensorFlow is first imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+__version__ = "0.1.0"

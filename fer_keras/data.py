@@ -1,0 +1,406 @@
+"""Faces from disk: FER2013's CSV files and image folders, read once, then memory-mapped from a cache."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+# FER2013's codes 0–6. Class order lives here and nowhere else.
+CLASS_NAMES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+# FER2013's own split, in its order.
+USAGES = ("Training", "PublicTest", "PrivateTest")
+IMAGE_SIZE = (48, 48)
+PIXELS = IMAGE_SIZE[0] * IMAGE_SIZE[1]
+
+# Names that folders of faces carry for the seven expressions.
+ALIASES = {
+    "anger": "angry",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "happiness": "happy",
+    "sadness": "sad",
+    "suprise": "surprise",
+    "surprised": "surprise",
+}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces with their labels, and where each one comes from.
+
+    Attributes:
+        images: uint8 (n, height, width, channels), 0–255; may be a read-only memory map.
+        labels: int64 (n,), indices into `class_names`.
+        rows: int64 (n,), row in the source, from 0; −1 for a synthetic face.
+        usage: str (n,), the source's own split ("Training", "PublicTest", "PrivateTest"; "" for a synthetic face).
+        class_names: the expressions, in the order of the labels.
+        fingerprint: SHA-256 of the source's content, the same whether it came from a CSV file or from images.
+        parents: int64 (n, 2), rows of the two faces that a synthetic face lies between; twice the own row for a copy
+            made by over-sampling; −1 for an original.
+        weight: float64 (n,), how far a synthetic face lies from its first parent towards the second, 0–1.
+        notes: what the reader should know about how the faces were read.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    usage: np.ndarray
+    class_names: tuple[str, ...] = CLASS_NAMES
+    fingerprint: str = ""
+    parents: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self):
+        n = len(self.labels)
+        if self.parents is None:
+            object.__setattr__(self, "parents", np.full((n, 2), -1))
+        if self.weight is None:
+            object.__setattr__(self, "weight", np.zeros(n))
+        arrays = ("images", "rows", "usage", "parents", "weight")
+        lengths = {name: len(getattr(self, name)) for name in arrays}
+        if set(lengths.values()) - {n}:
+            raise ValueError(f"All arrays of `Faces` must have as many rows as `labels`, {n}. Received: {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Faces":
+        """The faces at these positions (integers or a boolean mask), in this order."""
+        arrays = ("images", "labels", "rows", "usage", "parents", "weight")
+        return replace(self, **{name: getattr(self, name)[indices] for name in arrays})
+
+    def class_counts(self) -> dict[str, int]:
+        """Faces per class, by name."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return {name: int(count) for name, count in zip(self.class_names, counts, strict=True)}
+
+    @property
+    def origin(self) -> np.ndarray:
+        """Per face "original", "copy" (made by over-sampling) or "synthetic" (interpolated)."""
+        return np.where(self.rows < 0, "synthetic", np.where(self.parents[:, 0] >= 0, "copy", "original"))
+
+
+def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
+    """Load the faces that the parameter `data` names: "drawn", or the path of FER2013.
+
+    Args:
+        data: "drawn" for `drawn_faces` faces made by `fer_keras.drawn` with seed 0; otherwise see `load_fer2013`.
+        drawn_faces: how many faces to draw.
+    """
+    if str(data) == "drawn":
+        from fer_keras.drawn import draw
+
+        return draw(drawn_faces)
+    return load_fer2013(data)
+
+
+def fingerprint_of(data: str | Path, drawn_faces: int = 2800) -> str:
+    """The fingerprint of what `load` returns, without drawing faces."""
+    if str(data) == "drawn":
+        from fer_keras.drawn import fingerprint
+
+        return fingerprint(drawn_faces)
+    return load_fer2013(data).fingerprint
+
+
+def load_fer2013(path: str | Path, cache: bool = True) -> Faces:
+    """Load FER2013 from Kaggle's CSV files or from image folders.
+
+    Args:
+        path: `fer2013.csv` (`emotion,pixels,Usage`), `icml_face_data.csv` (`emotion, Usage, pixels`), or a folder with
+            `train/<emotion>/…` and `test/<emotion>/…` (optionally `validation/`) of 48×48 PNG or JPEG files. File names
+            that carry `Training_`, `PublicTest_` or `PrivateTest_` restore the official split; without them and without
+            `validation/`, `test` is split in two halves, stratified, as a note says.
+        cache: keep the faces beside the source, in `.fer_keras/`, to be memory-mapped next time; a source that has
+            changed is read anew, and a read-only place works without.
+
+    Returns:
+        `Faces` with uint8 images (n, 48, 48, 1), in the order of the file (or of the sorted paths).
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if a row or an image is not what FER2013 has; says which and what was expected.
+
+    Reference:
+        Goodfellow et al., "Challenges in Representation Learning: A report on three machine learning contests",
+        ICONIP 2013, arXiv 1307.0414.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder {path}. Give the path of fer2013.csv or of its image folder.")
+    files = None if path.is_file() else _list_images(path)
+    stamp = _stamp(path, files)
+    folder = path.parent if path.is_file() else path
+    kept = folder / ".fer_keras" / f"{path.name}-{stamp[:16]}"
+    if cache and (faces := _read_cache(kept)) is not None:
+        return faces
+    faces = _read_csv(path) if files is None else _read_folder(path, files)
+    digest = hashlib.sha256(str(faces.images.shape).encode())
+    for array in (faces.images, faces.labels, faces.usage.astype("U11")):
+        digest.update(np.ascontiguousarray(array))
+    faces = replace(faces, fingerprint=digest.hexdigest())
+    if cache:
+        _write_cache(kept, faces)
+    return faces
+
+
+def as_uint8_grey(image) -> np.ndarray:
+    """Convert a Pillow image of any mode (grey, 16-bit, palette, RGB, RGBA) to uint8 (height, width)."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype("float64")
+        # 16-bit files use 0–65535; Pillow may also open an 8-bit range in a wide mode, which must stay as it is.
+        return np.rint(values / 257 if image.mode.startswith("I;16") or values.max() > 255 else values).astype("uint8")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode in ("LA", "RGBA"):
+        image = image.convert("RGB")  # transparency is dropped, the colours below it stay
+    return np.asarray(image.convert("L"))
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Faces:
+    try:
+        file = open(path, "rb")
+    except PermissionError:
+        raise PermissionError(f"{path} cannot be read: permission denied.") from None
+    with file:
+        header = file.readline().removeprefix(b"\xef\xbb\xbf")
+        if not header.strip():
+            raise ValueError(f"{path} is empty. Expected FER2013 with the header emotion,pixels,Usage.")
+        names = [name.strip().strip('"') for name in header.decode("utf-8", "replace").split(",")]
+        columns = {name.lower(): index for index, name in enumerate(names)}
+        if set(columns) != {"emotion", "pixels", "usage"} or len(names) != 3:
+            shown = ",".join(names)[:80]
+            raise ValueError(
+                f"The header of {path} is {shown!r}. Expected emotion,pixels,Usage (fer2013.csv) or "
+                "emotion, Usage, pixels (icml_face_data.csv)."
+            )
+        with ThreadPoolExecutor() as pool:  # NumPy lets the threads run side by side
+            blocks = list(pool.map(lambda job: _read_block(path, columns, *job), _blocks(file)))
+    if not blocks:
+        raise ValueError(f"{path} has a header and no rows.")
+    images, labels, usage = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return Faces(images, labels, np.arange(len(labels)), usage)
+
+
+def _blocks(file) -> Iterator[tuple[int, list[bytes]]]:
+    """Blocks of about 4 MB of lines, each with the number of its first line."""
+    number = 2
+    while lines := file.readlines(1 << 22):
+        yield number, lines
+        number += len(lines)
+
+
+def _read_block(path: Path, columns: dict[str, int], first: int, lines: list[bytes]):
+    labels, usages, pixels, where = [], [], [], []
+    emotion_at, pixels_at, usage_at = columns["emotion"], columns["pixels"], columns["usage"]
+    for number, line in enumerate(lines, start=first):
+        fields = line.strip().split(b",")
+        if fields == [b""]:
+            continue
+        if len(fields) != 3:
+            raise ValueError(
+                f"{path}, line {number}: {len(fields)} fields, expected 3 (emotion, pixels, Usage). "
+                "Is the file cut off? Download it again."
+            )
+        label = fields[emotion_at].strip(b' "')
+        if not (label.isdigit() and int(label) < len(CLASS_NAMES)):
+            raise ValueError(f"{path}, line {number}: emotion {label.decode('utf-8', 'replace')!r}, expected 0 to 6.")
+        usage = fields[usage_at].strip(b' "').decode("utf-8", "replace")
+        if usage not in USAGES:
+            raise ValueError(f"{path}, line {number}: Usage {usage[:40]!r}, expected one of {', '.join(USAGES)}.")
+        text = fields[pixels_at].strip(b' "')
+        labels.append(int(label))
+        usages.append(usage)
+        pixels.append(text)
+        where.append(number)
+    values = _parse_pixels(pixels) if pixels else np.empty(0, "uint8")
+    if values is None:  # the slow way finds the row
+        for number, text in zip(where, pixels, strict=True):
+            if _parse_pixels([text]) is None:
+                raise ValueError(f"{path}, line {number}: {_describe(text)}, expected {PIXELS} of 0–255 (48×48 pixels).")
+    return values.reshape(-1, *IMAGE_SIZE, 1), np.array(labels, "int64"), np.array(usages, "U11")
+
+
+def _parse_pixels(rows: Sequence[bytes]) -> np.ndarray | None:
+    """Parse rows of 2,304 numbers 0–255 separated by single spaces into uint8; None if any row is not like that.
+
+    Numbers have one to three digits, so the number that ends at a byte is known from that byte and the two before it.
+    Computing it at every byte, and keeping the ends, needs only passes over small integers that stay in the cache.
+    """
+    if any(row.count(b" ") != PIXELS - 1 for row in rows):
+        return None
+    text = np.frombuffer(b"   " + b" ".join(rows) + b" ", "uint8")
+    digit = text - np.uint8(48)
+    is_digit = digit < 10
+    if not np.all(is_digit | (text == 32)):
+        return None
+    # The byte itself, and the first, second and third byte before it.
+    at, before1, before2, before3 = (slice(3 - back, len(text) - 1 - back) for back in range(4))
+    ends = is_digit[at] & ~is_digit[4:]
+    tens = is_digit[before1]
+    hundreds = tens & is_digit[before2]
+    leading = digit[before2] * hundreds
+    values = digit[at] + digit[before1] * tens * np.uint8(10) + leading * np.uint8(100)
+    too_long = hundreds & is_digit[before3]
+    too_large = (leading > 2) | ((leading == 2) & (values < 200))  # 256–299 wrap around to 0–43
+    if np.any(ends & (too_long | too_large)):
+        return None
+    values = values[ends]
+    return values if len(values) == len(rows) * PIXELS else None
+
+
+def _describe(text: bytes) -> str:
+    """What is wrong with a row of pixels."""
+    numbers = text.split()
+    for number in numbers:
+        if not number.isdigit() or int(number) > 255:
+            return f"pixel {number.decode('utf-8', 'replace')[:20]!r}"
+    return f"{len(numbers)} pixels"
+
+
+# --- Image folders --------------------------------------------------------------------------------------------------
+
+
+def _list_images(folder: Path) -> list[Path]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(f"The folder {folder} cannot be read: permission denied.")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.relative_to(folder).parts[0].startswith(".")
+    )
+    if not files:
+        raise ValueError(
+            f"The folder {folder} holds no PNG or JPEG files. Expected train/<emotion>/… and test/<emotion>/…."
+        )
+    return files
+
+
+def _read_folder(folder: Path, files: Sequence[Path]) -> Faces:
+    splits, labels, marks = [], [], []
+    for path in files:
+        parts = path.relative_to(folder).parts
+        name = parts[1].lower() if len(parts) == 3 else ""
+        name = ALIASES.get(name, name)
+        if len(parts) != 3 or parts[0].lower() not in ("train", "validation", "test") or name not in CLASS_NAMES:
+            raise ValueError(
+                f"{path} is not where FER2013's images are. Expected {folder}/train, validation or test, then a folder "
+                f"named {', '.join(CLASS_NAMES)}, then the images."
+            )
+        splits.append(parts[0].lower())
+        labels.append(CLASS_NAMES.index(name))
+        mark = re.match(r"(Training|PublicTest|PrivateTest)_(\d*)", path.name)
+        marks.append((mark[1], int(mark[2] or 0)) if mark else None)
+    labels = np.array(labels, "int64")
+    for split in dict.fromkeys(splits):
+        there = set(labels[np.array(splits) == split].tolist())
+        if missing := [name for code, name in enumerate(CLASS_NAMES) if code not in there]:
+            raise ValueError(f"{folder / split} has no faces for {', '.join(missing)}. Expected all seven expressions.")
+    if "train" not in splits or len(set(splits)) < 2:
+        raise ValueError(f"{folder} has only {', '.join(sorted(set(splits)))}. Expected train and test.")
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
+        images = np.stack(list(pool.map(_read_image, files)))[..., None]
+    usage, notes = _official_split(splits, labels, marks)
+    order = np.arange(len(files))
+    numbers = [mark[1] for mark in marks if mark]
+    if len(set(numbers)) == len(files):  # Kaggle-style numbers give the order of the CSV file
+        order = np.argsort(numbers)
+    return Faces(images[order], labels[order], np.arange(len(order)), usage[order], notes=notes)
+
+
+def _official_split(splits, labels, marks):
+    """Usage per image: from the file names, else from the folders, else by halving `test`."""
+    if all(marks):
+        return np.array([mark[0] for mark in marks], "U11"), ()
+    names = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
+    usage = np.array([names[split] for split in splits], "U11")
+    if "validation" in splits:
+        return usage, ()
+    if "test" not in splits:
+        raise ValueError("The folder has no test images. Expected train and test, and optionally validation.")
+    from sklearn.model_selection import train_test_split
+
+    test = np.flatnonzero(usage == "PrivateTest")
+    validation, _ = train_test_split(test, test_size=0.5, stratify=labels[test], random_state=0)
+    usage[validation] = "PublicTest"
+    note = (
+        f"The file names do not tell PublicTest from PrivateTest, so the {len(test):,} images in test/ were split in two "
+        "halves, stratified, seed 0: results do not compare with the official split."
+    )
+    return usage, (note,)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            pixels = as_uint8_grey(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image that can be read.") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be decoded: {error}.") from None
+    if pixels.shape != IMAGE_SIZE:
+        height, width = pixels.shape
+        raise ValueError(f"{path} has {width}×{height} pixels, expected 48×48.")
+    return pixels
+
+
+# --- Cache ----------------------------------------------------------------------------------------------------------
+
+
+def _stamp(path: Path, files: Sequence[Path] | None) -> str:
+    """Changes whenever the file, or any file of the folder, does: size, and times of content and of inode."""
+    digest = hashlib.sha256(str(CACHE_VERSION).encode())
+    for file in files or [path]:
+        stat = file.stat()
+        digest.update(f"{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode())
+        if files:
+            digest.update(str(file.relative_to(path)).encode())
+    return digest.hexdigest()
+
+
+def _read_cache(folder: Path) -> Faces | None:
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        usage = np.load(folder / "usage.npy", allow_pickle=False)
+        note = json.loads((folder / "note.json").read_text())
+    except (OSError, ValueError):
+        return None
+    rows = np.arange(len(labels))
+    return Faces(images, labels, rows, usage, fingerprint=note["fingerprint"], notes=tuple(note["notes"]))
+
+
+def _write_cache(folder: Path, faces: Faces) -> None:
+    """Write the cache under a temporary name and rename it; where that is not possible, do without."""
+    temporary = None
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        np.save(temporary / "images.npy", faces.images)
+        np.save(temporary / "labels.npy", faces.labels)
+        np.save(temporary / "usage.npy", faces.usage)
+        (temporary / "note.json").write_text(json.dumps({"fingerprint": faces.fingerprint, "notes": faces.notes}))
+        name = folder.name.rpartition("-")[0]
+        for old in folder.parent.glob(f"{name}-*"):  # of a source that has changed
+            shutil.rmtree(old, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""Parameters of a run: flat YAML files that papermill injects into a notebook, resolved and checked by one function.
+
+What is said later wins: the notebook's defaults, the experiment's file, the suite's file, the suite's `overrides` for
+that experiment, the command line. A name or a type that does not fit stops the run and names the nearest valid one.
+"""
+
+import ast
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+# Every parameter of every notebook, with its type: a suite may set what only some of its notebooks use. The notebooks'
+# own `parameters` cells give defaults and explanations; a test keeps both in step.
+PARAMETERS = {
+    # what and where
+    "experiment": str,
+    "suite": str,
+    "seed": int,
+    "outputs": str,
+    "retrain": bool,
+    # faces
+    "data": str,
+    "drawn_faces": int,
+    "protocol": str,
+    "resampling": str,
+    # network
+    "width": float,
+    "dropout": float,
+    "l2": float,
+    "crop": int,
+    "starts_from": str,
+    # training
+    "optimizer": str,
+    "learning_rate": float,
+    "schedule": str,
+    "warmup_epochs": int,
+    "epochs": int,
+    "batch_size": int,
+    "patience": int,
+    "monitor": str,
+    "label_smoothing": float,
+    "class_weight": str,
+    "precision": str,
+    "deterministic": bool,
+    "checkpoint_seconds": float,
+    # augmentation
+    "flip": bool,
+    "rotation": float,
+    "translation": float,
+    "zoom": float,
+    # evaluation
+    "tta": str,
+    # ensemble
+    "members": list,
+    # suite
+    "experiments": list,
+    "overrides": dict,
+    "seeds": list,
+}
+# They say which runs there are, and are resolved away.
+SUITE_ONLY = ("experiments", "overrides", "seeds")
+# They say where things are, not what a run does: changing them changes no result.
+LOCATIONS = ("data", "outputs", "retrain", "checkpoint_seconds")
+
+
+class ParameterError(ValueError):
+    """A parameter that does not exist, or a value that does not fit."""
+
+
+def check(name: str, value, where: str = ""):
+    """Return `value` as the type of parameter `name`.
+
+    `1e-4`, which YAML reads as a string, and a whole number are taken as floats.
+
+    Raises:
+        ParameterError: on an unknown name, with the nearest valid one, or a value of another type.
+    """
+    place = f" in {where}" if where else ""
+    if name not in PARAMETERS:
+        near = difflib.get_close_matches(name, PARAMETERS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(PARAMETERS)}."
+        raise ParameterError(f"There is no parameter {name!r}{place}.{hint}")
+    wanted = PARAMETERS[name]
+    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
+        raise ParameterError(
+            f"The parameter {name!r}{place} must be {_describe(wanted)}. Received: {value!r} ({type(value).__name__})"
+        )
+    return value
+
+
+def _describe(wanted: type) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a table"}
+    return names[wanted]
+
+
+def read(path: str | Path) -> dict:
+    """Read a YAML file of parameters, checked.
+
+    Raises:
+        FileNotFoundError: if it does not exist; names the files beside it.
+        ParameterError: if it is not a flat table of known parameters.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        near = difflib.get_close_matches(path.stem, there, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(there)}."
+        raise FileNotFoundError(f"There is no {path}.{hint}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path} must hold a table of parameters, `name: value`. Received: {content!r}")
+    return {name: check(name, value, str(path)) for name, value in content.items()}
+
+
+def resolve(
+    defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, command_line: Mapping = {}
+) -> dict:
+    """Resolve the parameters of one run; what is said later wins.
+
+    Args:
+        defaults: of the notebook that runs; its names are the run's parameters.
+        experiment: content of `params/<experiment>.yaml`.
+        suite: content of `params/suites/<suite>.yaml`; its `overrides` may set parameters of single experiments.
+        command_line: what the user gave beside the files.
+
+    Returns:
+        A flat dict with the names of `defaults`, less those that only a suite has.
+
+    Raises:
+        ParameterError: see `check`; also if `overrides` names an experiment that the suite does not have.
+    """
+    merged = {**defaults, **experiment, **suite, **command_line}
+    name = merged.get("experiment", "")
+    overrides = merged.get("overrides") or {}
+    for other in overrides:
+        if merged.get("experiments") and other not in merged["experiments"]:
+            near = difflib.get_close_matches(str(other), merged["experiments"], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ParameterError(f"`overrides` names the experiment {other!r}, which the suite does not have.{hint}")
+        for key, value in (overrides[other] or {}).items():
+            check(key, value, f"overrides of {other}")
+    merged |= overrides.get(name) or {}
+    merged |= command_line
+    merged = {key: check(key, value) for key, value in merged.items()}
+    return {key: value for key, value in merged.items() if key in defaults and key not in SUITE_ONLY}
+
+
+def notebook_defaults(notebook: str | Path) -> dict:
+    """The defaults in a notebook's `parameters` cell."""
+    from papermill import inspect_notebook
+
+    found = inspect_notebook(str(notebook))
+    return {name: check(name, ast.literal_eval(entry["default"])) for name, entry in found.items()}
+
+
+def from_notebook(namespace: Mapping) -> SimpleNamespace:
+    """Resolve a run's parameters inside its notebook, in the cell below the `parameters` cell.
+
+    Papermill only warns about a parameter that the notebook does not have, and merges files and command line before the
+    notebook sees them; so this looks at what was injected, and at the command, too.
+
+    Args:
+        namespace: the notebook's `globals()`.
+
+    Returns:
+        The parameters as attributes.
+    """
+    injected = {name: namespace[name] for name in _assigned(_injected_cell(namespace)) if name in namespace}
+    given = {name: injected[name] for name in _command_line_names() if name in injected}
+    for name, value in injected.items():
+        check(name, value)
+    defaults = {name: namespace[name] for name in namespace["__annotations__"]}
+    defaults = {name: check(name, value) for name, value in defaults.items()}
+    return SimpleNamespace(**resolve(defaults, injected, {}, given))
+
+
+def _injected_cell(namespace: Mapping) -> str:
+    """The cell that papermill put below the `parameters` cell; it starts with this comment."""
+    return next((cell for cell in reversed(namespace.get("In", [])) if cell.startswith("# Parameters\n")), "")
+
+
+def _assigned(cell: str) -> list[str]:
+    return [target.id for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets]
+
+
+def _command_line_names() -> list[str]:
+    """Names given by `-p`, `-r` or `-y` to the papermill that runs this notebook: they win over a suite's overrides."""
+    import psutil
+
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return []
+    names = []
+    for index, word in enumerate(words):
+        following = words[index + 1] if index + 1 < len(words) else ""
+        if word in ("-p", "--parameters", "-r", "--parameters_raw"):
+            names.append(following)
+        elif word in ("-y", "--parameters_yaml"):
+            names += list(yaml.safe_load(following) or {})
+    return names

@@ -1,0 +1,384 @@
+"""A run's folder: `outputs/<suite>/<experiment>/seed-<k>/`, written so that a reader never sees half a file.
+
+`environment.json` is written last and removed first: a folder without it holds no finished run. Its `key` is made from
+the resolved parameters, the data's fingerprint and the keys of the runs that this one starts from, so equal keys mean
+equal results, and a file's date means nothing.
+"""
+
+import ast
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import yaml
+
+from fer_keras.data import Faces
+from fer_keras.params import LOCATIONS
+
+# The code from data to trained weights: when it has changed since a run, the run is stale. Drawn faces have a version.
+TRAINING_MODULES = ("data", "split", "resample", "augment", "model", "train")
+PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "scikit-learn", "imbalanced-learn", "fer-keras")
+
+
+class RunError(ValueError):
+    """A run that another one needs is missing, unfinished or does not fit."""
+
+
+def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "outputs") -> Path:
+    """The folder of a run.
+
+    Raises:
+        ValueError: if a name could lead out of `outputs`.
+    """
+    for name, value in (("suite", suite), ("experiment", experiment)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError(f"`{name}` must be a plain name of letters, digits, dots, dashes. Received: {value!r}")
+    return Path(outputs).expanduser() / suite / experiment / f"seed-{seed}"
+
+
+def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> str:
+    """Identity of a run: SHA-256 of what its results depend on.
+
+    Args:
+        params: resolved parameters; those that say where things are do not count.
+        fingerprint: of the faces, from `Faces.fingerprint`.
+        ancestors: key of each run that this one starts from or averages, by experiment.
+    """
+    counted = {name: value for name, value in sorted(params.items()) if name not in LOCATIONS}
+    text = json.dumps([counted, fingerprint, dict(sorted(ancestors.items()))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_hash() -> str:
+    """SHA-256 of the code from data to train, without its comments and docstrings."""
+    digest = hashlib.sha256()
+    for module in TRAINING_MODULES:
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                body[0].value.value = ""
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+# --- Writing --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path of the same suffix, and rename it to `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content) -> None:
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def save_training(folder: Path, params: Mapping, key: str, parts: Mapping[str, Faces], history, model, seconds: float):
+    """Write what a training leaves, before anything is scored: parameters, rows, history, weights, environment."""
+    (folder / "environment.json").unlink(missing_ok=True)
+    for stale in ("predictions.npz", "metrics.json"):
+        (folder / stale).unlink(missing_ok=True)
+    write_text(folder / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+    rows = {}
+    for role, faces in parts.items():
+        rows |= {f"{role}_{name}": getattr(faces, name) for name in ("rows", "labels", "parents", "weight")}
+    write_arrays(folder / "rows.npz", **rows)
+    if history is not None:
+        with replacing(folder / "history.csv") as temporary:
+            history.to_csv(temporary, index=False)
+    with replacing(folder / "model.keras") as temporary:
+        model.save(temporary)
+    write_json(folder / "environment.json", environment(key, seconds))
+    checkpoint_path(folder).unlink(missing_ok=True)
+
+
+def save_predictions(folder: Path, class_names, sets: Mapping[str, tuple[Faces, np.ndarray]]) -> None:
+    """Write `predictions.npz`: row ids, labels, origins and probabilities of each named set."""
+    arrays = {"class_names": np.array(class_names)}
+    for name, (faces, probabilities) in sets.items():
+        arrays |= {
+            f"{name}.rows": faces.rows,
+            f"{name}.labels": faces.labels,
+            f"{name}.origin": faces.origin,
+            f"{name}.probabilities": probabilities.astype("float32"),
+        }
+    write_arrays(folder / "predictions.npz", **arrays)
+
+
+def read_predictions(folder: Path) -> tuple[list[str], dict[str, SimpleNamespace]]:
+    """Read `predictions.npz`: the class names, and per set rows, labels, origin, probabilities."""
+    arrays = read_arrays(folder / "predictions.npz")
+    class_names = arrays.pop("class_names").tolist()
+    sets: dict[str, dict] = {}
+    for name, array in arrays.items():
+        subset, _, column = name.rpartition(".")
+        sets.setdefault(subset, {})[column] = array
+    return class_names, {name: SimpleNamespace(**columns) for name, columns in sets.items()}
+
+
+def environment(key: str, seconds: float) -> dict:
+    """What a run was made with: key, code, versions, backend, devices, commit, time."""
+    import keras
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "key": key,
+        "source_hash": source_hash(),
+        "git_commit": _git_commit(),
+        "versions": versions,
+        "backend": keras.backend.backend(),
+        "devices": keras.distribution.list_devices(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "training_seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def checkpoint_path(folder: Path) -> Path:
+    """Where an unfinished training keeps what resuming needs."""
+    return folder / "checkpoint.npz"
+
+
+def load_model(folder: Path):
+    """The trained model of a run, without running code from the file."""
+    import keras
+
+    return keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True)
+
+
+def load_roles(folder: Path, faces: Faces) -> dict[str, Faces]:
+    """The faces of each role of a finished run, rebuilt from its `rows.npz` without resampling."""
+    from fer_keras.resample import rebuild
+
+    rows = read_arrays(folder / "rows.npz")
+    columns = ("rows", "parents", "weight", "labels")
+    roles = dict.fromkeys(name.partition("_")[0] for name in rows)
+    return {role: rebuild(faces, *(rows[f"{role}_{column}"] for column in columns)) for role in roles}
+
+
+def predictions(folder: Path, sets: Mapping[str, Faces], predict: Callable) -> dict[str, SimpleNamespace]:
+    """The predictions of a run on each set: read if it has them, otherwise made and written.
+
+    Args:
+        sets: faces by set name.
+        predict: from uint8 images to probabilities.
+    """
+    if not (folder / "predictions.npz").exists():
+        names = next(iter(sets.values())).class_names
+        save_predictions(folder, names, {name: (faces, predict(faces.images)) for name, faces in sets.items()})
+    return read_predictions(folder)[1]
+
+
+def save_metrics(folder: Path, params: Mapping, key: str, sets: Mapping, protocol: str, chosen_by: Mapping) -> dict:
+    """Score each set of predictions and write `metrics.json`.
+
+    Args:
+        sets: from `predictions`.
+        protocol: the one that the run used, from `fer_keras.split.effective_protocol`.
+        chosen_by: which rows chose the model, and how.
+    """
+    from fer_keras.evaluate import score, score_by_origin
+
+    class_names = read_predictions(folder)[0]
+    metrics = {
+        "experiment": params["experiment"],
+        "suite": params["suite"],
+        "seed": params["seed"],
+        "data": "drawn" if params["data"] == "drawn" else "fer2013",
+        "protocol": protocol,
+        "key": key,
+        "class_names": class_names,
+        "chosen_by": dict(chosen_by),
+        "sets": {},
+    }
+    for name, found in sets.items():
+        scores = score(found.labels, found.probabilities, class_names)
+        if (found.origin != "original").any():
+            scores["by_origin"] = score_by_origin(found.labels, found.probabilities, found.origin)
+        metrics["sets"][name] = scores
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def read_environment(folder: Path) -> dict | None:
+    """`environment.json`, or None if the run is not finished."""
+    try:
+        return json.loads((folder / "environment.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def is_trained(folder: Path, key: str) -> bool:
+    """Whether the folder holds the training with this key."""
+    found = read_environment(folder)
+    return bool(found) and found["key"] == key and (folder / "model.keras").exists()
+
+
+def sibling(p, experiment: str) -> Path:
+    """The folder of another run of the same suite and seed, which must be finished.
+
+    Args:
+        p: parameters with `suite`, `seed` and `outputs`.
+
+    Raises:
+        RunError: if it is not there; says how to make it.
+    """
+    folder = folder_of(p.suite, experiment, p.seed, p.outputs)
+    if read_environment(folder) is None:
+        raise RunError(
+            f"The run {experiment!r} of suite {p.suite!r} with seed {p.seed} is needed and is not finished: there is no "
+            f"{folder / 'environment.json'}. Run it first: papermill notebooks/train.ipynb "
+            f"{folder / 'notebook.ipynb'} -f params/{experiment}.yaml -f params/suites/{p.suite}.yaml"
+        )
+    return folder
+
+
+def read_metrics(folder: Path) -> dict:
+    """`metrics.json` of a run."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def read_params(folder: Path) -> dict:
+    return yaml.safe_load((folder / "params.yaml").read_text())
+
+
+def lineage(folder: Path) -> list[Path]:
+    """The folders of this run and of all runs that it starts from or averages, nearest first."""
+    params = read_params(folder)
+    names = [params["starts_from"]] if params.get("starts_from") else params.get("members", [])
+    found = [folder]
+    for name in names:
+        found += lineage(folder.parent.parent / name / folder.name)
+    return found
+
+
+def ancestor_keys(folders: Mapping[str, Path]) -> dict[str, str]:
+    return {name: read_environment(folder)["key"] for name, folder in folders.items()}
+
+
+def check_ancestors(folder: Path, test: Faces, protocol: str) -> None:
+    """Refuse to start from a run that trained on the faces that this one tests, except under the study's protocol.
+
+    Raises:
+        RunError: with the number of shared rows.
+    """
+    if protocol == "study":
+        return
+    for ancestor in lineage(folder):
+        if not (ancestor / "rows.npz").exists():
+            continue
+        rows = read_arrays(ancestor / "rows.npz")
+        if "train_rows" not in rows:
+            continue
+        shared = np.intersect1d(np.union1d(rows["train_rows"], rows["train_parents"].ravel()), test.rows)
+        if len(shared := shared[shared >= 0]):
+            raise RunError(
+                f"{ancestor} trained on {len(shared)} of the {len(test)} faces that this run tests. "
+                "Start from a run of the same protocol, or say `protocol: study`."
+            )
+
+
+def check_members(folders: Mapping[str, Path]) -> list[str]:
+    """Check that the members of an ensemble have one class order, and return it.
+
+    Raises:
+        RunError: if two differ.
+    """
+    orders = {name: read_predictions(folder)[0] for name, folder in folders.items()}
+    first, order = next(iter(orders.items()))
+    for name, other in orders.items():
+        if other != order:
+            raise RunError(
+                f"The members of an ensemble must have the same classes in the same order: {first} has "
+                f"{', '.join(order)}; {name} has {', '.join(other)}."
+            )
+    return order
+
+
+def ensemble_sets(faces: Faces, folders: Mapping[str, Path], protocol: str) -> dict[str, Faces]:
+    """The faces that an ensemble is scored on.
+
+    Under `official` the members share their roles. Under `study` each member has drawn its own, and the published text
+    does not say which rows gave 97 %, so there are each member's test faces (`test_<member>`), all of them pooled
+    (`test`), and the original faces that no member and no ancestor trained on (`test_unseen`).
+
+    Args:
+        faces: all faces of the source.
+        folders: of the members, by experiment.
+    """
+    from fer_keras.resample import rebuild
+    from fer_keras.split import split_official
+
+    if protocol != "study":
+        return split_official(faces)
+    sets, trained = {}, [np.empty(0, int)]
+    for name, folder in folders.items():
+        rows = read_arrays(folder / "rows.npz")
+        sets[f"test_{name}"] = rebuild(faces, *(rows[f"test_{c}"] for c in ("rows", "parents", "weight", "labels")))
+        for run in lineage(folder):
+            kept = read_arrays(run / "rows.npz")
+            trained += [kept["train_rows"], kept["train_parents"].ravel()]
+    pooled = concatenate(list(sets.values()))
+    unseen = faces.take(~np.isin(faces.rows, np.concatenate(trained)))
+    return {"test": pooled, "test_unseen": unseen} | sets
+
+
+def concatenate(parts: list[Faces]) -> Faces:
+    """One set of faces after the other."""
+    arrays = ("images", "labels", "rows", "usage", "parents", "weight")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+    return Faces(**joined, class_names=parts[0].class_names, fingerprint=parts[0].fingerprint)

@@ -1,0 +1,52 @@
+"""Roles: which faces fit weights (`train`), which stop and select (`validation`), which are scored once (`test`).
+
+How rows get roles is a protocol. `official` is FER2013's own split. `study` is what the published study did: resample
+everything, then split at random; it leaks by construction, and is here because it reproduces the study's numbers.
+"""
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from fer_keras.data import Faces
+
+ROLES = ("train", "validation", "test")
+PROTOCOLS = {
+    "official": "FER2013's own split: Training trains, PublicTest validates, PrivateTest tests.",
+    "study": "Resampled first, then split 80/10/10: copies and interpolations of test faces train. It leaks.",
+}
+
+
+def effective_protocol(protocol: str, resampling: str) -> str:
+    """The protocol that a run says it used: under `study`, a run without resampling uses the official split.
+
+    Raises:
+        ValueError: on an unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
+    return "official" if resampling == "none" else protocol
+
+
+def split_official(faces: Faces) -> dict[str, Faces]:
+    """Give roles by the source's own split: Training, PublicTest, PrivateTest.
+
+    Raises:
+        ValueError: if one of the three has no faces.
+    """
+    usages = dict(zip(ROLES, ("Training", "PublicTest", "PrivateTest"), strict=True))
+    parts = {role: faces.take(faces.usage == usage) for role, usage in usages.items()}
+    if empty := [usages[role] for role, part in parts.items() if not len(part)]:
+        raise ValueError(f"The official split needs faces marked {', '.join(empty)}, and there are none.")
+    return parts
+
+
+def split_stratified(faces: Faces, seed: int) -> dict[str, Faces]:
+    """Give roles at random, 80/10/10, with equal shares of each class.
+
+    Args:
+        seed: of the draw; each run of the study draws its own split.
+    """
+    tenth = -(-len(faces) // 10)  # rounded up, as scikit-learn does: 6,293 of 62,923
+    rest, test = train_test_split(np.arange(len(faces)), test_size=tenth, stratify=faces.labels, random_state=seed)
+    train, validation = train_test_split(rest, test_size=tenth, stratify=faces.labels[rest], random_state=seed)
+    return {"train": faces.take(train), "validation": faces.take(validation), "test": faces.take(test)}

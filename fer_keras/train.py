@@ -1,0 +1,353 @@
+"""Training: faces stay on the device as uint8, the validation role stops and selects, a killed run goes on.
+
+`fit` wraps the model so that each compiled step gathers its faces by row index from the device's memory and augments
+them there; only the inner model is kept. Each epoch's order is derived from seed and epoch, and a checkpoint holds all
+that the next epoch depends on, so that a training that was killed and resumed ends with the metrics of one that was not.
+"""
+
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import callbacks, ops, optimizers
+from tqdm import tqdm
+from tqdm.keras import TqdmCallback
+
+OPTIMIZERS = {
+    "adadelta": optimizers.Adadelta,
+    "adam": optimizers.Adam,
+    "adamw": optimizers.AdamW,
+    "nadam": optimizers.Nadam,
+    "rmsprop": optimizers.RMSprop,
+    "sgd": lambda learning_rate: optimizers.SGD(learning_rate, momentum=0.9, nesterov=True),
+}
+SCHEDULES = ("constant", "cosine", "plateau")
+MONITORS = {"val_loss": "min", "val_accuracy": "max"}
+CLASS_WEIGHTS = ("none", "balanced")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def choose(name, value, choices):
+    """Return `value` if it is one of `choices`; otherwise say which there are."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {value!r}")
+    return value
+
+
+def seed_everything(seed: int, precision: str = "float32", deterministic: bool = False) -> None:
+    """Set Python's, NumPy's and the backend's seeds, and the dtype policy of the layers built from here on.
+
+    Args:
+        seed: 0 ≤ seed < 2³².
+        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        deterministic: ask a GPU for kernels that give the same result every time; must come before the first
+            computation. A CPU gives the same result anyway.
+    """
+    if deterministic:
+        os.environ["TF_DETERMINISTIC_OPS"] = "1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+    keras.config.set_dtype_policy(choose("precision", precision, PRECISIONS))
+    keras.utils.set_random_seed(seed)
+
+
+def build_optimizer(
+    name: str, learning_rate: float, schedule: str, epochs: int, steps_per_epoch: int, warmup_epochs: int = 0
+) -> keras.optimizers.Optimizer:
+    """Build the optimizer with its learning-rate schedule.
+
+    Args:
+        name: a key of `OPTIMIZERS`; "sgd" has Nesterov momentum 0.9.
+        learning_rate: the constant, or the peak of the schedule.
+        schedule: "constant"; "cosine", down to 0 over all epochs; "plateau", a factor 0.1 when the monitored value has
+            not improved for half of the early stopping's patience (see `fit`).
+        epochs: length of the training.
+        steps_per_epoch: optimizer steps in one epoch.
+        warmup_epochs: epochs of linear increase from 0, with "cosine" only.
+
+    Raises:
+        ValueError: on an unknown name, or a value out of range.
+    """
+    choose("optimizer", name, OPTIMIZERS)
+    choose("schedule", schedule, SCHEDULES)
+    if learning_rate <= 0 or not 0 <= warmup_epochs < max(epochs, 1):
+        raise ValueError(
+            "`learning_rate` must be above 0 and `warmup_epochs` in [0, epochs). "
+            f"Received: learning_rate={learning_rate}, warmup_epochs={warmup_epochs}, epochs={epochs}"
+        )
+    if warmup_epochs and schedule != "cosine":
+        raise ValueError(f'`warmup_epochs` goes with `schedule: cosine` only. Received: schedule="{schedule}"')
+    if schedule == "cosine":
+        warmup = warmup_epochs * steps_per_epoch
+        learning_rate = optimizers.schedules.CosineDecay(
+            0.0 if warmup else learning_rate,
+            decay_steps=epochs * steps_per_epoch - warmup,
+            warmup_target=learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    return OPTIMIZERS[name](learning_rate=learning_rate)
+
+
+def balanced_class_weight(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Weights n / (num_classes · count) of the classes, so that each counts the same in the loss; 0 for an empty one."""
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = len(labels) / (num_classes * np.maximum(counts, 1))
+    return np.where(counts, weights, 0.0).astype("float32")
+
+
+class Rows(keras.utils.PyDataset):
+    """Batches of row indices (or, for a set too large for the device, of faces), in an order derived from the epoch."""
+
+    def __init__(self, labels, num_classes, batch_size, first=0, images=None, class_weight=None):
+        super().__init__()
+        self.labels, self.num_classes, self.batch_size, self.first = labels, num_classes, batch_size, first
+        self.images, self.class_weight = images, class_weight
+        self.order = np.arange(len(labels))
+
+    def shuffle(self, seed, epoch):
+        """Take the order of this epoch. Called by a callback: Keras calls `on_epoch_end` at other moments, too."""
+        self.order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
+
+    def __len__(self):
+        return -(-len(self.labels) // self.batch_size)
+
+    def __getitem__(self, index):
+        at = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        labels = self.labels[at]
+        x = (at + self.first).astype("int32") if self.images is None else self.images[at]
+        y = np.eye(self.num_classes, dtype="float32")[labels]
+        return (x, y) if self.class_weight is None else (x, y, self.class_weight[labels])
+
+
+class Trainer(keras.Model):
+    """Trains `inner` on faces that it gathers from the device's memory by row index, and augments there."""
+
+    def __init__(self, inner, augmentation=None, images=None):
+        super().__init__(name="trainer")
+        self.inner = inner
+        self.augmentation = augmentation
+        self.images = None
+        if images is not None:
+            self.images = keras.Variable(images, dtype="uint8", trainable=False, autocast=False, name="images")
+
+    def build(self, input_shape):
+        if self.augmentation is not None:  # now, so that its random states are in `state` from the start
+            self.augmentation.build(self.inner.input_shape)
+        self.built = True
+
+    def call(self, x, training=False):
+        faces = x if self.images is None else ops.take(self.images, x, axis=0)
+        if training and self.augmentation is not None:
+            faces = self.augmentation(ops.cast(faces, "float32"), training=True)
+        return self.inner(faces, training=training)
+
+    # Early stopping keeps the best weights by these two: the faces are not among them.
+    def get_weights(self):
+        return self.inner.get_weights()
+
+    def set_weights(self, weights):
+        self.inner.set_weights(weights)
+
+    def state(self):
+        """All variables that the next step depends on, but not the faces."""
+        return [v for v in [*self.variables, *self.optimizer.variables] if v is not self.images]
+
+
+class Checkpoint(callbacks.Callback):
+    """Saves and restores what the next epoch depends on: weights, optimizer, random states, early stopping, history.
+
+    Written under a temporary name and renamed, at most every `seconds`, since the epochs after it can be run again.
+    """
+
+    # What early stopping and the plateau schedule remember between epochs.
+    REMEMBERED = ("best", "best_epoch", "wait", "stopped_epoch", "cooldown_counter")
+
+    def __init__(self, path, key, others, seconds):
+        super().__init__()
+        self.path, self.key, self.others, self.seconds = Path(path), key, others, seconds
+        self.history, self.saved_at, self.arrays = [], time.monotonic(), None
+
+    def read(self):
+        """Return the number of epochs done, 0 without a checkpoint or with that of another run."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                note = json.loads(str(file["note"]))
+                if note["key"] != self.key:
+                    return 0
+                self.arrays = {name: file[name] for name in file.files if name != "note"}
+        except FileNotFoundError:
+            return 0
+        self.note, self.history = note, note["history"]
+        return len(self.history)
+
+    def on_train_begin(self, logs=None):
+        if self.arrays is None:
+            return
+        for index, variable in enumerate(self.model.state()):
+            variable.assign(self.arrays[f"state{index}"])
+        for callback, remembered in zip(self.others, self.note["callbacks"], strict=True):
+            for name, value in remembered.items():
+                setattr(callback, name, value)
+        best = [self.arrays[f"best{i}"] for i in range(self.note["best_weights"])]
+        self.others[0].best_weights = best or None
+        self.arrays = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.history.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
+        if time.monotonic() - self.saved_at < self.seconds:
+            return
+        best = self.others[0].best_weights or []
+        note = {
+            "key": self.key,
+            "history": self.history,
+            "callbacks": [{n: _plain(getattr(c, n)) for n in self.REMEMBERED if hasattr(c, n)} for c in self.others],
+            "best_weights": len(best),
+        }
+        arrays = {f"state{i}": ops.convert_to_numpy(v) for i, v in enumerate(self.model.state())}
+        arrays |= {f"best{i}": w for i, w in enumerate(best)}
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, note=json.dumps(note), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self.saved_at = time.monotonic()
+
+
+def _plain(value):
+    return None if value is None else float(value) if isinstance(value, (float, np.floating)) else int(value)
+
+
+def check(p) -> None:
+    """Check a run's training parameters before any face is loaded.
+
+    Raises:
+        ValueError: on an unknown choice, or a value out of range.
+    """
+    choose("monitor", p.monitor, MONITORS)
+    choose("class_weight", p.class_weight, CLASS_WEIGHTS)
+    if p.epochs < 1 or p.batch_size < 1 or p.patience < 0 or not 0 <= p.label_smoothing < 1:
+        raise ValueError(
+            "`epochs` and `batch_size` must be at least 1, `patience` at least 0, `label_smoothing` in [0, 1). Received: "
+            f"epochs={p.epochs}, batch_size={p.batch_size}, patience={p.patience}, label_smoothing={p.label_smoothing}"
+        )
+    build_optimizer(p.optimizer, p.learning_rate, p.schedule, p.epochs, 1, p.warmup_epochs)
+
+
+def best_epoch(history: pd.DataFrame, monitor: str) -> int:
+    """The position of the epoch that the validation faces chose, the first of equal ones."""
+    return int(history[monitor].idxmin() if MONITORS[monitor] == "min" else history[monitor].idxmax())
+
+
+def fit(
+    model: keras.Model,
+    train,
+    validation,
+    *,
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    schedule: str = "constant",
+    warmup_epochs: int = 0,
+    epochs: int = 30,
+    batch_size: int = 64,
+    patience: int = 10,
+    monitor: str = "val_accuracy",
+    label_smoothing: float = 0.0,
+    class_weight: str = "none",
+    augmentation: keras.Layer | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60,
+    key: str = "",
+    device_bytes: int = 2**31,
+) -> pd.DataFrame:
+    """Train `model` in place, and leave it with the weights of its best epoch on the validation faces.
+
+    Args:
+        model: from uint8 faces to probabilities, e.g. `fer_keras.model.vggnet()`.
+        train: `fer_keras.data.Faces` that fit the weights.
+        validation: `fer_keras.data.Faces` that stop the training and select the epoch.
+        optimizer, learning_rate, schedule, warmup_epochs: see `build_optimizer`.
+        epochs: most epochs to train.
+        batch_size: faces in a step.
+        patience: epochs without improvement after which the training stops; 0 never stops (the best epoch is still
+            chosen).
+        monitor: "val_loss" or "val_accuracy": what improves.
+        label_smoothing: share of the target spread over all classes, 0 ≤ label_smoothing < 1.
+        class_weight: "none", or "balanced" (`balanced_class_weight`).
+        augmentation: a layer applied to the training faces, e.g. from `fer_keras.augment.online`.
+        seed: derives each epoch's order.
+        checkpoint: file that makes the training resumable; removed by the caller when the run is complete.
+        checkpoint_seconds: least time between two checkpoints.
+        key: identity of the run; a checkpoint with another one is not resumed.
+        device_bytes: largest set of faces to hold in the device's memory; a larger one streams from the host's.
+
+    Returns:
+        One row an epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy, and learning_rate with "plateau".
+
+    Raises:
+        ValueError: on an unknown choice, a value out of range or an empty set.
+    """
+    check(SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("train", "validation")}))
+    if not len(train) or not len(validation):
+        raise ValueError(f"Training needs faces. Received: {len(train)} to train, {len(validation)} to validate")
+
+    num_classes = model.output_shape[-1]
+    stop = callbacks.EarlyStopping(
+        monitor, mode=MONITORS[monitor], patience=patience or epochs, restore_best_weights=True
+    )
+    remembering = [stop]
+    if schedule == "plateau":
+        remembering.append(
+            callbacks.ReduceLROnPlateau(monitor, mode=MONITORS[monitor], patience=max(1, (patience or 10) // 2))
+        )
+    saver = Checkpoint(checkpoint, key, remembering, checkpoint_seconds) if checkpoint else None
+    done = saver.read() if saver else 0
+
+    resident = train.images.nbytes + validation.images.nbytes <= device_bytes
+    shared = {"num_classes": num_classes, "batch_size": batch_size}
+    weights = balanced_class_weight(train.labels, num_classes) if class_weight == "balanced" else None
+    rows = Rows(train.labels, class_weight=weights, images=None if resident else train.images, **shared)
+    order = callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: rows.shuffle(seed, epoch))
+    scored = Rows(validation.labels, first=len(train), images=None if resident else validation.images, **shared)
+
+    trainer = Trainer(model, augmentation, np.concatenate([train.images, validation.images]) if resident else None)
+    trainer.compile(
+        optimizer=build_optimizer(optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        # Measured on CPU: XLA makes TensorFlow's step slower and compiles for long. JAX has no other way.
+        jit_compile="auto" if keras.backend.backend() == "jax" or keras.distribution.list_devices("gpu") else False,
+    )
+    trainer.build((None,))
+    trainer.optimizer.build(trainer.trainable_variables)
+
+    if done >= epochs or (done and saver.note["callbacks"][0]["stopped_epoch"]):
+        saver.set_model(trainer)
+        saver.on_train_begin()
+        stop.set_model(trainer)
+        stop.on_train_end()
+        return pd.DataFrame(saver.history)
+    bar = TqdmCallback(epochs=epochs, verbose=0, tqdm_class=_bar())
+    result = trainer.fit(
+        rows,
+        validation_data=scored,
+        initial_epoch=done,
+        epochs=epochs,
+        shuffle=False,  # of whole batches, by Python's random state, which a resumed process does not have
+        verbose=0,
+        callbacks=[order, *remembering, *([saver] if saver else []), bar],
+    )
+    if saver:
+        return pd.DataFrame(saver.history)
+    return pd.DataFrame(result.history).rename_axis("epoch").rename(index=lambda i: i + 1).reset_index()
+
+
+def _bar():
+    """A progress bar of one text line: nbconvert keeps its last state, papermill's log shows it every 10 seconds."""
+    return partial(tqdm, ncols=120, mininterval=10)

@@ -1,0 +1,192 @@
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from fer_keras import augment, model, split, train
+
+COMMON = {"epochs": 4, "batch_size": 32, "patience": 0}
+
+
+@pytest.fixture(scope="module")
+def parts(faces):
+    return split.split_official(faces)
+
+
+def small(seed=0, dropout=0.2):
+    train.seed_everything(seed)
+    return model.vggnet(width=1 / 32, dropout=dropout)
+
+
+def fit(parts, network=None, **given):
+    network = network or small()
+    history = train.fit(network, parts["train"], parts["validation"], **{**COMMON, **given})
+    return network, history
+
+
+def weights_equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights(), strict=True))
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(keras.callbacks.Callback):
+    """Stands for a kill: the process would end here, in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2 and self.model.optimizer.iterations > self.epoch * 7:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 1e-2, "optimizer": "sgd", "schedule": "plateau", "patience": 2, "monitor": "val_loss"},
+        {"learning_rate": 1e-3, "schedule": "cosine", "warmup_epochs": 1, "label_smoothing": 0.1, "class_weight": "balanced"},
+    ],
+    ids=["adam", "plateau", "cosine"],
+)
+def test_a_resumed_training_ends_like_one_that_was_not_interrupted(parts, tmp_path, monkeypatch, given):
+    def augmentation():
+        return augment.online(flip=True, rotation=10, translation=0.1)
+
+    network = small()
+    whole, history = fit(parts, network, augmentation=augmentation(), **given)
+    network = small()
+    keep = {"checkpoint": tmp_path / "checkpoint.npz", "checkpoint_seconds": 0, "key": "a"}
+    real = keras.Model.fit
+    steps = -(-len(parts["train"]) // COMMON["batch_size"])
+    assert steps == 7  # what KillAfter counts on
+
+    def killed_fit(self, *args, callbacks, **kwargs):
+        return real(self, *args, callbacks=[*callbacks, KillAfter(2)], **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", killed_fit)
+    with pytest.raises(Killed):
+        fit(parts, network, augmentation=augmentation(), **given, **keep)
+    monkeypatch.setattr(keras.Model, "fit", real)
+    # Another seed for what a fresh process would build: everything that counts must come from the checkpoint.
+    network = small(seed=99)
+    resumed, resumed_history = fit(parts, network, augmentation=augmentation(), **given, **keep)
+    pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
+    assert weights_equal(whole, resumed)
+
+
+def test_a_finished_training_is_not_trained_again(parts, tmp_path, monkeypatch):
+    keep = {"checkpoint": tmp_path / "checkpoint.npz", "checkpoint_seconds": 0}
+    done, history = fit(parts, **keep)
+    monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    again, again_history = fit(parts, small(seed=5), **keep)
+    pd.testing.assert_frame_equal(history, again_history)
+    assert weights_equal(done, again)
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(parts, tmp_path):
+    keep = {"checkpoint": tmp_path / "checkpoint.npz", "checkpoint_seconds": 0}
+    fit(parts, key="a", **keep, epochs=1)
+    _, history = fit(parts, key="b", **keep, epochs=2)
+    assert history["epoch"].tolist() == [1, 2]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(parts):
+    first, _ = fit(parts, epochs=1)
+    second, _ = fit(parts, epochs=1)
+    other, _ = fit(parts, small(seed=1), epochs=1, seed=1)
+    assert weights_equal(first, second)
+    assert not weights_equal(first, other)
+
+
+def test_streaming_gives_what_the_device_gives(parts):
+    resident, history = fit(parts, epochs=2)
+    streamed, streamed_history = fit(parts, epochs=2, device_bytes=0)
+    pd.testing.assert_frame_equal(history, streamed_history)
+    assert weights_equal(resident, streamed)
+
+
+def test_the_best_epoch_on_validation_is_kept(parts):
+    network, history = fit(parts, learning_rate=3e-3, epochs=6)
+    best = train.best_epoch(history, "val_accuracy")
+    predicted = network.predict(parts["validation"].images, verbose=0).argmax(axis=1)
+    assert np.mean(predicted == parts["validation"].labels) == pytest.approx(history["val_accuracy"][best])
+
+
+def test_early_stopping_counts_from_the_best_epoch(parts):
+    _, history = fit(parts, optimizer="sgd", learning_rate=1e-9, epochs=9, patience=2, monitor="val_accuracy")
+    best = train.best_epoch(history, "val_accuracy")
+    assert len(history) - 1 - best == 2 and len(history) < 9
+
+
+def test_each_epoch_sees_every_row_once_in_its_own_order(parts, monkeypatch):
+    seen = []
+
+    real = train.Rows.shuffle
+    monkeypatch.setattr(train.Rows, "shuffle", lambda self, *of: real(self, *of) or seen.append((of, self.order)))
+    fit(parts, epochs=3, seed=7)
+    assert [of for of, _ in seen] == [(7, 0), (7, 1), (7, 2)]
+    orders = [order.tolist() for _, order in seen]
+    assert all(sorted(order) == list(range(len(parts["train"]))) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_balanced_class_weight_is_scikit_learns():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(train.balanced_class_weight(labels, 3), expected, rtol=1e-6)
+    assert train.balanced_class_weight(labels, 4)[3] == 0
+
+
+def test_cosine_reaches_its_peak_after_the_warm_up_and_zero_at_the_end():
+    schedule = train.build_optimizer("sgd", 0.1, "cosine", epochs=10, steps_per_epoch=5, warmup_epochs=2)._learning_rate
+    values = [float(keras.ops.convert_to_numpy(schedule(step))) for step in (0, 5, 10, 50)]
+    np.testing.assert_allclose(values, [0, 0.05, 0.1, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optimizer": "adan"}, "`optimizer` must be one of adadelta, adam"),
+        ({"schedule": "linear"}, "`schedule` must be one of"),
+        ({"monitor": "loss"}, "`monitor` must be one of val_loss, val_accuracy"),
+        ({"class_weight": "yes"}, "`class_weight` must be one of none, balanced"),
+        ({"epochs": 0}, "`epochs` and `batch_size` must be at least 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),
+        ({"warmup_epochs": 1}, "goes with `schedule: cosine` only"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` in"),
+    ],
+)
+def test_wrong_values_are_refused_before_training(parts, given, message):
+    with pytest.raises(ValueError, match=message):
+        fit(parts, **given)
+
+
+def test_an_empty_set_is_refused(parts):
+    with pytest.raises(ValueError, match="0 to validate"):
+        train.fit(small(), parts["train"], parts["validation"].take(slice(0, 0)))
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="`precision` must be one of float32"):
+        train.seed_everything(0, "float8")
+
+
+def test_mixed_precision_is_saved_as_float32(parts, tmp_path):
+    train.seed_everything(0, "mixed_bfloat16")
+    try:
+        network = model.vggnet(width=1 / 32)
+        train.fit(network, parts["train"], parts["validation"], epochs=1, batch_size=64)
+        plain = model.float32(network)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    images = parts["test"].images
+    assert {layer.compute_dtype for layer in plain.layers[1:]} == {"float32"}
+    # bfloat16 keeps 8 bits of mantissa, so probabilities agree to about two decimals.
+    np.testing.assert_allclose(plain.predict(images, verbose=0), network.predict(images, verbose=0), atol=0.05)
