@@ -67,10 +67,10 @@ rule summary:
         notebook="explore|report",
     params:
         after=sorted(job.key for job in JOBS.values()),
-        drawn_faces=FIRST.params["drawn_faces"],
+        more=lambda w: f"-p drawn_faces {FIRST.params['drawn_faces']}" if w.notebook == "explore" else "",
     shell:
         "papermill notebooks/{wildcards.notebook}.ipynb {log} -p suite {SUITE} -p data {DATA:q} -p outputs {OUTPUTS:q}"
-        " -p drawn_faces {params.drawn_faces} --no-progress-bar && fer-keras render {log}"
+        " {params.more} --no-progress-bar && fer-keras render {log}"
 
 
 onsuccess:

@@ -190,8 +190,8 @@ def _read_csv(path: Path) -> Faces:
             )
         with ThreadPoolExecutor() as pool:  # NumPy lets the threads run side by side
             blocks = list(pool.map(lambda job: _read_block(path, columns, *job), _blocks(file)))
-    if not blocks:
-        raise ValueError(f"{path} has a header and no rows.")
+    if not any(len(labels) for _, labels, _ in blocks):
+        raise ValueError(f"{path} has a header and no rows. Expected a row for each face.")
     images, labels, usage = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return Faces(images, labels, np.arange(len(labels)), usage)
 
@@ -267,9 +267,10 @@ def _describe(text: bytes) -> str:
     """What is wrong with a row of pixels."""
     numbers = text.split()
     for number in numbers:
-        if not number.isdigit() or int(number) > 255:
+        if not number.isdigit() or len(number) > 3 or int(number) > 255:
             return f"pixel {number.decode('utf-8', 'replace')[:20]!r}"
-    return f"{len(numbers)} pixels"
+    spaces = "" if b" ".join(numbers) == text else " that are not separated by single spaces"
+    return f"{len(numbers)} pixels{spaces}"
 
 
 # --- Image folders --------------------------------------------------------------------------------------------------
@@ -278,9 +279,14 @@ def _describe(text: bytes) -> str:
 def _list_images(folder: Path) -> list[Path]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"The folder {folder} cannot be read: permission denied.")
+
+    def refuse(error):  # a folder that is passed over would change the split
+        raise PermissionError(f"The folder {error.filename} cannot be read: {error.strerror}.") from None
+
     files = sorted(
         path
-        for path in folder.rglob("*")
+        for parent, _, names in os.walk(folder, onerror=refuse)
+        for path in (Path(parent, name) for name in names)
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.relative_to(folder).parts[0].startswith(".")
     )
     if not files:
@@ -310,7 +316,7 @@ def _read_folder(folder: Path, files: Sequence[Path]) -> Faces:
         there = set(labels[np.array(splits) == split].tolist())
         if missing := [name for code, name in enumerate(CLASS_NAMES) if code not in there]:
             raise ValueError(f"{folder / split} has no faces for {', '.join(missing)}. Expected all seven expressions.")
-    if "train" not in splits or len(set(splits)) < 2:
+    if not {"train", "test"} <= set(splits):
         raise ValueError(f"{folder} has only {', '.join(sorted(set(splits)))}. Expected train and test.")
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
@@ -331,8 +337,6 @@ def _official_split(splits, labels, marks):
     usage = np.array([names[split] for split in splits], "U11")
     if "validation" in splits:
         return usage, ()
-    if "test" not in splits:
-        raise ValueError("The folder has no test images. Expected train and test, and optionally validation.")
     from sklearn.model_selection import train_test_split
 
     test = np.flatnonzero(usage == "PrivateTest")
@@ -353,7 +357,7 @@ def _read_image(path: Path) -> np.ndarray:
             pixels = as_uint8_grey(image)
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image that can be read.") from None
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises many kinds on a broken file
         raise ValueError(f"{path} cannot be decoded: {error}.") from None
     if pixels.shape != IMAGE_SIZE:
         height, width = pixels.shape
@@ -381,10 +385,10 @@ def _read_cache(folder: Path) -> Faces | None:
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         usage = np.load(folder / "usage.npy", allow_pickle=False)
         note = json.loads((folder / "note.json").read_text())
-    except (OSError, ValueError):
+        rows = np.arange(len(labels))
+        return Faces(images, labels, rows, usage, fingerprint=note["fingerprint"], notes=tuple(note["notes"]))
+    except (OSError, EOFError, ValueError, KeyError, TypeError):  # not there, or damaged
         return None
-    rows = np.arange(len(labels))
-    return Faces(images, labels, rows, usage, fingerprint=note["fingerprint"], notes=tuple(note["notes"]))
 
 
 def _write_cache(folder: Path, faces: Faces) -> None:
@@ -398,9 +402,12 @@ def _write_cache(folder: Path, faces: Faces) -> None:
         np.save(temporary / "usage.npy", faces.usage)
         (temporary / "note.json").write_text(json.dumps({"fingerprint": faces.fingerprint, "notes": faces.notes}))
         name = folder.name.rpartition("-")[0]
-        for old in folder.parent.glob(f"{name}-*"):  # of a source that has changed
-            shutil.rmtree(old, ignore_errors=True)
+        for old in folder.parent.iterdir():  # of a source that has changed
+            if re.fullmatch(re.escape(name) + "-[0-9a-f]{16}", old.name):
+                shutil.rmtree(old, ignore_errors=True)
         os.replace(temporary, folder)
     except OSError:
+        pass
+    finally:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)

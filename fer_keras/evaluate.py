@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 from sklearn.metrics import (
+    accuracy_score,
     balanced_accuracy_score,
     confusion_matrix,
     f1_score,
@@ -111,8 +112,8 @@ def score(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[s
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=codes, zero_division=0.0
     )
-    result = {"n": len(labels)}
-    for k in (1, 2, 3):
+    result = {"n": len(labels), "top1": float(accuracy_score(labels, predicted))}
+    for k in (2, 3):
         if k < len(codes):
             result[f"top{k}"] = float(top_k_accuracy_score(labels, _break_ties(probabilities), k=k, labels=codes))
     result |= {
@@ -231,7 +232,8 @@ def percent(value: float, interval: Sequence[float] | None = None) -> str:
 def summary(metrics: Mapping) -> str:
     """What a run found, in a few sentences computed from its metrics."""
     test, train = metrics["sets"]["test"], metrics["sets"].get("train")
-    classes = sorted(test["per_class"].items(), key=lambda item: item[1]["recall"])
+    tested = [item for item in test["per_class"].items() if item[1]["support"]]
+    classes = sorted(tested, key=lambda item: item[1]["recall"])
     chosen = metrics["chosen_by"]
     parts = [
         f"{metrics['experiment']} (protocol {metrics['protocol']}, seed {metrics['seed']}): top-1 on {test['n']:,} test "

@@ -81,7 +81,7 @@ def check(name: str, value, where: str = ""):
     """
     place = f" in {where}" if where else ""
     if name not in PARAMETERS:
-        near = difflib.get_close_matches(name, PARAMETERS, n=1)
+        near = difflib.get_close_matches(str(name), PARAMETERS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(PARAMETERS)}."
         raise ParameterError(f"There is no parameter {name!r}{place}.{hint}")
     wanted = PARAMETERS[name]
@@ -143,13 +143,15 @@ def resolve(
     """
     merged = {**defaults, **experiment, **suite, **command_line}
     name = merged.get("experiment", "")
-    overrides = merged.get("overrides") or {}
-    for other in overrides:
+    overrides = check("overrides", merged.get("overrides") or {})
+    for other, content in overrides.items():
         if merged.get("experiments") and other not in merged["experiments"]:
             near = difflib.get_close_matches(str(other), merged["experiments"], n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ParameterError(f"`overrides` names the experiment {other!r}, which the suite does not have.{hint}")
-        for key, value in (overrides[other] or {}).items():
+        if not isinstance(content or {}, dict):
+            raise ParameterError(f"The overrides of {other} must be a table of parameters. Received: {content!r}")
+        for key, value in (content or {}).items():
             check(key, value, f"overrides of {other}")
     merged |= overrides.get(name) or {}
     merged |= command_line

@@ -30,14 +30,14 @@ def class_counts(sets: Mapping[str, Faces], ax=None):
             ax.bar_label(bars, labels=[f"{c:,}" for c in counts], fontsize=7)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("faces")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(sets))  # above, where no bar is
     sns.despine(ax=ax)
     return ax
 
 
 def faces_grid(images: np.ndarray, titles: Sequence[str] | None = None, columns: int = 7):
     """Faces in a grid, each with a title; returns the figure."""
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     figure, axes = plt.subplots(
         rows, columns, figsize=(columns * 1.25, rows * (1.5 if titles is not None else 1.25)), layout="constrained"
     )
@@ -108,7 +108,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
     ax = _axes(ax, 5.2, 4.4)
     matrix = np.array(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan if normalize else 0.0), where=totals > 0)
     sns.heatmap(
         shares,
         annot=shares * 100 if normalize else matrix,
@@ -152,5 +152,24 @@ def intervals(names: Sequence[str], values: Sequence[float], bounds: Sequence[Se
     ax.set_yticks(at, names)
     ax.set_xlabel("top-1, % (95 % interval)")
     ax.grid(axis="x", linewidth=0.4)
+    sns.despine(ax=ax)
+    return ax
+
+
+def recalls(table, ax=None):
+    """Recall of each class, one line of points for each run.
+
+    Args:
+        table: pandas table, classes by runs, per cent, as from `fer_keras.report.recalls`.
+    """
+    ax = _axes(ax, 8, 3.6)
+    palette = sns.color_palette("colorblind", table.shape[1])
+    for number, (name, column) in enumerate(table.items()):
+        at = np.arange(len(table)) + (number - (table.shape[1] - 1) / 2) * 0.09
+        ax.plot(at, column, "o", markersize=5, color=palette[number], label=name)
+    ax.set_xticks(range(len(table)), table.index)
+    ax.set_ylabel("recall, %")
+    ax.grid(axis="y", linewidth=0.4)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return ax

@@ -142,7 +142,16 @@ def rebuild(faces: Faces, rows: np.ndarray, parents: np.ndarray, weight: np.ndar
     Args:
         faces: all faces of the source.
         rows, parents, weight, labels: as in `Faces`.
+
+    Raises:
+        ValueError: if a face that a row or a parent names is not among `faces`.
     """
+    needed = np.union1d(rows, parents)
+    if len(missing := np.setdiff1d(needed[needed >= 0], faces.rows)):
+        raise ValueError(
+            f"{len(missing)} of the faces to rebuild, the first in row {missing[0]}, are not among the {len(faces)} "
+            "given. Give all faces of the source that the run used."
+        )
     position = np.full(faces.rows.max() + 2, -1)  # the last entry stands for row −1
     position[faces.rows] = np.arange(len(faces))
     images = np.array(faces.images[np.where(rows >= 0, position[rows], 0)])

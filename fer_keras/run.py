@@ -203,7 +203,7 @@ def load_roles(folder: Path, faces: Faces) -> dict[str, Faces]:
 
     rows = read_arrays(folder / "rows.npz")
     columns = ("rows", "parents", "weight", "labels")
-    roles = dict.fromkeys(name.partition("_")[0] for name in rows)
+    roles = dict.fromkeys(name.rpartition("_")[0] for name in rows)
     return {role: rebuild(faces, *(rows[f"{role}_{column}"] for column in columns)) for role in roles}
 
 
@@ -336,8 +336,10 @@ def check_members(folders: Mapping[str, Path]) -> list[str]:
     """Check that the members of an ensemble have one class order, and return it.
 
     Raises:
-        RunError: if two differ.
+        RunError: if two differ, or there are none.
     """
+    if not folders:
+        raise RunError("An ensemble needs at least two runs: `members` is empty.")
     orders = {name: read_predictions(folder)[0] for name, folder in folders.items()}
     first, order = next(iter(orders.items()))
     for name, other in orders.items():
@@ -354,7 +356,7 @@ def ensemble_sets(faces: Faces, folders: Mapping[str, Path], protocol: str) -> d
 
     Under `official` the members share their roles. Under `study` each member has drawn its own, and the published text
     does not say which rows gave 97 %, so there are each member's test faces (`test_<member>`), all of them pooled
-    (`test`), and the original faces that no member and no ancestor trained on (`test_unseen`).
+    (`test`), and the original faces that no member and no ancestor trained on (`test_unseen`, if there are any).
 
     Args:
         faces: all faces of the source.
@@ -374,7 +376,7 @@ def ensemble_sets(faces: Faces, folders: Mapping[str, Path], protocol: str) -> d
             trained += [kept["train_rows"], kept["train_parents"].ravel()]
     pooled = concatenate(list(sets.values()))
     unseen = faces.take(~np.isin(faces.rows, np.concatenate(trained)))
-    return {"test": pooled, "test_unseen": unseen} | sets
+    return {"test": pooled} | ({"test_unseen": unseen} if len(unseen) else {}) | sets
 
 
 def concatenate(parts: list[Faces]) -> Faces:

@@ -52,19 +52,25 @@ def jobs(
 
     Raises:
         FileNotFoundError, ParameterError: if a file or a parameter is wrong.
-        ValueError: if an experiment needs one that the suite does not have.
+        ValueError: if an experiment needs one that the suite does not have, or itself.
     """
     content = params.read(Path(folder) / "suites" / f"{suite}.yaml")
     if content.get("suite") != suite:
         raise params.ParameterError(
             f"{folder}/suites/{suite}.yaml must say `suite: {suite}`. Received: {content.get('suite')!r}"
         )
+    if not content.get("experiments"):
+        raise params.ParameterError(f"{folder}/suites/{suite}.yaml must list its `experiments`.")
     command_line = {name: params.check(name, value, "the command line") for name, value in command_line.items()}
     defaults = {notebook: params.notebook_defaults(notebook) for notebook in (TRAIN, ENSEMBLE)}
     resolved = {}
     for seed in content.get("seeds") or [defaults[TRAIN]["seed"]]:
         for name in content["experiments"]:
             experiment = params.read(Path(folder) / f"{name}.yaml")
+            if experiment.get("experiment") != name:
+                raise params.ParameterError(
+                    f"{folder}/{name}.yaml must say `experiment: {name}`. Received: {experiment.get('experiment')!r}"
+                )
             notebook = ENSEMBLE if "members" in experiment else TRAIN
             one = params.resolve(defaults[notebook], experiment, content, {"seed": seed, **command_line})
             resolved[name, seed] = (notebook, one)
@@ -75,17 +81,17 @@ def jobs(
         fingerprint = fingerprint_of(first["data"], first["drawn_faces"])
     found: dict[tuple[str, int], Job] = {}
 
-    def add(name, seed, needed_by=None):
+    def add(name, seed, needed_by=()):
         if (name, seed) in found:
             return
         if (name, seed) not in resolved:
-            raise ValueError(f"{needed_by} needs the run {name!r}, which the suite {suite!r} does not list.")
+            raise ValueError(f"{needed_by[-1]} needs the run {name!r}, which the suite {suite!r} does not list.")
+        if name in needed_by:
+            raise ValueError(f"Experiments cannot start from each other: {' → '.join([*needed_by, name])}.")
         notebook, one = resolved[name, seed]
         needs = tuple(one.get("members") or [one["starts_from"]] if one.get("members") or one.get("starts_from") else [])
         for other in needs:
-            if other == name:
-                raise ValueError(f"The experiment {name!r} starts from itself.")
-            add(other, seed, name)
+            add(other, seed, (*needed_by, name))
         key = run.key_of(one, fingerprint, {other: found[other, seed].key for other in needs})
         where = run.folder_of(one["suite"], name, seed, one["outputs"])
         found[name, seed] = Job(name, seed, one, notebook, where, needs, key)

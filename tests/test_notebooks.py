@@ -1,0 +1,224 @@
+"""The notebooks executed for real, on tiny drawn faces: by Snakemake as a suite, and one by plain papermill."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+
+from fer_keras import report, run
+
+TINY = {
+    "suite": "tiny",
+    "data": "drawn",
+    "drawn_faces": 280,
+    "protocol": "study",
+    "experiments": ["tuned", "balanced-ros", "balanced-smote", "ensemble"],
+    "width": 0.03125,
+    "epochs": 1,
+    "batch_size": 64,
+    "overrides": {
+        "tuned": {"epochs": 2, "learning_rate": 0.001},
+        "ensemble": {"members": ["balanced-ros", "balanced-smote"]},
+    },
+}
+
+
+def call(*command, cwd, timeout=280):
+    """Run a program of this environment in `cwd`; returns its exit code and output."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def write_suite(project, content):
+    (project / "params/suites/tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of what a user has, with one tiny suite, run to its end by Snakemake."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "params", "profiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "Snakefile", folder)
+    write_suite(folder, TINY)
+    code, output = call("snakemake", "--config", "suite=tiny", cwd=folder, timeout=900)
+    assert code == 0, output[-5000:]
+    folder.joinpath("snakemake.log").write_text(output)
+    return folder
+
+
+def where(project, experiment):
+    return run.folder_of("tiny", experiment, 0, project / "outputs")
+
+
+@pytest.mark.timeout(1000)
+def test_a_suite_leaves_complete_run_folders_and_names_its_reports(project):
+    output = (project / "snakemake.log").read_text()
+    for experiment in TINY["experiments"]:
+        folder = where(project, experiment)
+        names = {path.name for path in folder.iterdir()}
+        expected = {"notebook.ipynb", "report.html", "params.yaml", "metrics.json", "rows.npz", "predictions.npz"}
+        assert expected | {"model.keras", "environment.json"} <= names
+        assert ("history.csv" in names) == (experiment != "ensemble")
+        assert not {name for name in names if name.startswith(".writing") or name == "checkpoint.npz"}
+        assert str(folder / "report.html") in output
+    assert str(project / "outputs/tiny/report/report.html") in output
+
+
+def test_params_are_flat_and_the_suite_and_its_overrides_won(project):
+    params = run.read_params(where(project, "tuned"))
+    assert params["epochs"] == 2 and params["width"] == 0.03125 and params["suite"] == "tiny"
+    assert not {"experiments", "overrides", "seeds"} & set(params)
+    assert run.read_params(where(project, "balanced-ros"))["epochs"] == 1
+
+
+def test_under_the_study_protocol_only_balanced_runs_say_study_and_origins_are_scored_apart(project):
+    tuned, ros = (run.read_metrics(where(project, name)) for name in ("tuned", "balanced-ros"))
+    assert tuned["protocol"] == "official" and tuned["sets"]["test"]["n"] == 26
+    assert ros["protocol"] == "study"
+    origins = ros["sets"]["test"]["by_origin"]
+    assert sum(part["n"] for part in origins.values()) == ros["sets"]["test"]["n"]
+    assert ros["chosen_by"]["role"] == "validation"
+
+
+def test_the_ensemble_under_study_scores_pooled_and_unseen_rows(project):
+    metrics = run.read_metrics(where(project, "ensemble"))
+    assert set(metrics["sets"]) == {"test", "test_unseen", "test_balanced-ros", "test_balanced-smote"}
+    pooled = metrics["sets"]["test_balanced-ros"]["n"] + metrics["sets"]["test_balanced-smote"]["n"]
+    assert metrics["sets"]["test"]["n"] == pooled
+    unseen = run.read_predictions(where(project, "ensemble"))[1]["test_unseen"].rows
+    for name in ("tuned", "balanced-ros", "balanced-smote"):
+        rows = run.read_arrays(where(project, name) / "rows.npz")
+        assert not np.isin(unseen, rows["train_rows"]).any()
+        assert not np.isin(unseen, rows["train_parents"]).any()
+
+
+def test_the_members_mean_is_the_ensembles_prediction(project):
+    _, ensemble = run.read_predictions(where(project, "ensemble"))
+    _, member = run.read_predictions(where(project, "balanced-ros"))
+    assert ensemble["test_balanced-ros"].rows.tolist() == member["test"].rows.tolist()
+    import keras
+
+    models = [keras.models.load_model(where(project, f"balanced-{name}") / "model.keras") for name in ("ros", "smote")]
+    whole = run.load_model(where(project, "ensemble"))
+    images = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 1), dtype="uint8")
+    mean = np.mean([model.predict(images, verbose=0) for model in models], axis=0)
+    np.testing.assert_allclose(whole.predict(images, verbose=0), mean, atol=1e-6)
+
+
+def test_reports_stand_alone(project):
+    for page in [*(where(project, name) / "report.html" for name in TINY["experiments"]), *project.glob("outputs/tiny/*/*.html")]:
+        text = page.read_text()
+        assert "<img" in text or "ensemble" in str(page)
+        for fetched in ('src="http', "src='http", 'href="http', "@import url"):
+            links = [part[:80] for part in text.split(fetched)[1:] if not part.startswith("s://jupyter.org")]
+            assert not links, f"{page} fetches {links}"
+        assert "WARNING" not in text
+
+
+def test_nothing_is_run_again_without_a_reason(project):
+    code, output = call("snakemake", "--config", "suite=tiny", "--dry-run", cwd=project)
+    assert code == 0 and "Nothing to be done" in output, output
+
+
+@pytest.mark.parametrize(
+    ("change", "reruns"),
+    [
+        ({"tuned": {"epochs": 3, "learning_rate": 0.001}}, {"tuned", "balanced-ros", "balanced-smote", "ensemble"}),
+        ({"balanced-smote": {"dropout": 0.4}}, {"balanced-smote", "ensemble"}),
+        ({"ensemble": {"members": ["balanced-smote", "balanced-ros"]}}, {"ensemble"}),
+    ],
+)
+def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(project, change, reruns):
+    write_suite(project, TINY | {"overrides": TINY["overrides"] | change})
+    try:
+        code, output = call("snakemake", "--config", "suite=tiny", "--dry-run", "--quiet", "none", cwd=project)
+    finally:
+        write_suite(project, TINY)
+    assert code == 0, output
+    planned = {name for name in TINY["experiments"] if f"outputs/tiny/{name}/seed-0/metrics.json" in _outputs(output)}
+    assert planned == reruns
+
+
+def _outputs(text):
+    return [part.strip(" ,") for line in text.splitlines() if line.strip().startswith("output:") for part in line[11:].split(",")]
+
+
+def test_changed_code_marks_runs_stale_and_reruns_nothing(project, monkeypatch):
+    monkeypatch.setattr(run, "source_hash", lambda: "other")
+    states = {r.experiment: r.state for r in report.collect("tiny", project / "outputs", project / "params")}
+    assert set(states.values()) == {"stale"}
+
+
+@pytest.mark.timeout(300)
+def test_a_finished_run_is_shown_again_without_training(project):
+    folder = where(project, "tuned")
+    before = {name: (folder / name).read_bytes() for name in ("model.keras", "history.csv", "predictions.npz")}
+    (folder / "metrics.json").unlink()
+    code, output = call(
+        *("papermill", "notebooks/train.ipynb", folder / "notebook.ipynb"),
+        *("-f", "params/tuned.yaml", "-f", "params/suites/tiny.yaml", "--no-progress-bar"),
+        cwd=project,
+    )
+    assert code == 0, output[-3000:]
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert "Trained before" in (folder / "notebook.ipynb").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["experiment"] == "tuned"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("-p", "learning_rat", "0.1"), "There is no parameter 'learning_rat'. Did you mean 'learning_rate'?"),
+        (("-p", "epochs", "many"), "The parameter 'epochs' must be a whole number. Received: 'many'"),
+        (("-p", "starts_from", "nothing"), "The run 'nothing' of suite 'tiny' with seed 0 is needed and is not finished"),
+    ],
+)
+def test_a_wrong_parameter_stops_papermill_and_harms_nothing(project, tmp_path, given, message):
+    before = sorted((path, path.stat().st_mtime_ns) for path in (project / "outputs").rglob("*"))
+    code, output = call(
+        *("papermill", "notebooks/train.ipynb", tmp_path / "failed.ipynb", "--no-progress-bar"),
+        *("-f", "params/tuned.yaml", "-f", "params/suites/tiny.yaml", *given),
+        cwd=project,
+    )
+    assert code != 0 and message in output
+    assert sorted((path, path.stat().st_mtime_ns) for path in (project / "outputs").rglob("*")) == before
+    assert "papermill-error-cell-tag" in json.dumps(nbformat.read(tmp_path / "failed.ipynb", 4))
+
+
+@pytest.mark.timeout(300)
+def test_the_command_line_wins_over_the_suites_overrides(project, tmp_path):
+    code, output = call(
+        *("papermill", "notebooks/train.ipynb", tmp_path / "out.ipynb", "--no-progress-bar"),
+        *("-f", "params/tuned.yaml", "-f", "params/suites/tiny.yaml"),
+        *("-p", "epochs", "1", "-p", "outputs", tmp_path),
+        cwd=project,
+    )
+    assert code == 0, output[-3000:]
+    params = run.read_params(run.folder_of("tiny", "tuned", 0, tmp_path))
+    assert params["epochs"] == 1 and params["learning_rate"] == 0.001
+
+
+def test_publishing_leaves_out_faces_and_rebuilds_the_tables(project, monkeypatch):
+    monkeypatch.chdir(project)
+    written = report.publish("tiny")
+    page = project / "outputs/published/tiny/tuned/seed-0/report.html"
+    assert page in [project / path for path in written]
+    whole = (where(project, "tuned") / "report.html").read_text()
+    assert page.read_text().count("<img") == whole.count("<img") - 2  # samples and mistakes
+    text = report.fill_tables("before\n<!-- table: tiny -->\nold\n<!-- end table -->\nafter")
+    assert "old" not in text and "| tuned | 66.15 / 82.22 / 90.89 |" in text and text.endswith("after")
+    top1 = run.read_metrics(where(project, "tuned"))["sets"]["test"]["top1"]
+    assert f"{100 * top1:.2f} (" in text

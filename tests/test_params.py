@@ -1,0 +1,281 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import psutil
+import pytest
+import yaml
+from papermill import inspect_notebook
+
+from fer_keras import params
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXPERIMENTS = sorted((ROOT / "params").glob("*.yaml"))
+SUITES = sorted((ROOT / "params" / "suites").glob("*.yaml"))
+TRAIN, ENSEMBLE = ROOT / "notebooks" / "train.ipynb", ROOT / "notebooks" / "ensemble.ipynb"
+
+
+def stem(path):
+    return path.stem
+
+
+# --- One value ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("learning_rate", "1e-4", 1e-4),  # what YAML makes of 1e-4, without the dot
+        ("learning_rate", 1, 1.0),
+        ("epochs", 3, 3),
+        ("flip", True, True),
+        ("data", "drawn", "drawn"),
+        ("members", ["a"], ["a"]),
+        ("overrides", {"a": {}}, {"a": {}}),
+    ],
+)
+def test_a_fitting_value_comes_back_as_the_parameters_type(name, value, expected):
+    checked = params.check(name, value)
+    assert checked == expected and type(checked) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("epochs", True, "a whole number"),
+        ("epochs", 3.0, "a whole number"),
+        ("epochs", "3", "a whole number"),
+        ("learning_rate", True, "a number"),
+        ("learning_rate", "fast", "a number"),
+        ("learning_rate", float("nan"), "a number"),
+        ("learning_rate", "nan", "a number"),
+        ("learning_rate", float("inf"), "a number"),
+        ("learning_rate", None, "a number"),
+        ("flip", 1, "true or false"),
+        ("flip", "yes", "true or false"),
+        ("data", 7, "text"),
+        ("members", "a, b", "a list"),
+        ("overrides", [], "a table"),
+    ],
+)
+def test_an_ill_typed_value_is_refused(name, value, wanted):
+    with pytest.raises(params.ParameterError, match=f"'{name}' in a.yaml must be {wanted}. Received: "):
+        params.check(name, value, "a.yaml")
+
+
+def test_a_misspelled_name_names_the_nearest_one():
+    with pytest.raises(params.ParameterError, match=r"no parameter 'learning_rat' in a.yaml. Did you mean 'learning_rate'"):
+        params.check("learning_rat", 1.0, "a.yaml")
+
+
+@pytest.mark.parametrize("name", ["xyzzy", True, 7])  # YAML reads the keys `on` and `7` as a bool and a number
+def test_a_name_like_no_other_gets_the_whole_list(name):
+    with pytest.raises(params.ParameterError, match="There are: experiment, suite, seed"):
+        params.check(name, 1)
+
+
+# --- What wins ------------------------------------------------------------------------------------------------------
+
+DEFAULTS = {"experiment": "a", "suite": "s", "epochs": 0, "experiments": [], "overrides": {}, "seeds": []}
+LAYERS = [
+    {"epochs": 1},  # experiment
+    {"epochs": 2},  # suite
+    {"overrides": {"a": {"epochs": 3}, "b": {"epochs": 9}}},
+    {"epochs": 4},  # command line
+]
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_what_is_said_later_wins(count):
+    experiment, suite, overrides, command_line = LAYERS[:count] + [{}] * (4 - count)
+    resolved = params.resolve(DEFAULTS, experiment, suite | overrides, command_line)
+    assert resolved == {"experiment": "a", "suite": "s", "epochs": count}
+
+
+def test_a_run_gets_only_the_parameters_that_its_notebook_has():
+    assert "learning_rate" not in params.resolve(DEFAULTS, suite={"learning_rate": 0.1})
+
+
+def test_the_experiment_of_the_command_line_chooses_its_overrides():
+    assert params.resolve(DEFAULTS, suite=LAYERS[2], command_line={"experiment": "b"})["epochs"] == 9
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ({"experiments": ["tuned"], "overrides": {"tune": {}}}, "experiment 'tune', which .* Did you mean 'tuned'"),
+        ({"experiments": ["tuned"], "overrides": {1: {}}}, "experiment 1, which the suite does not have"),
+        ({"overrides": {"b": {"epoch": 3}}}, "'epoch' in overrides of b. Did you mean 'epochs'"),
+        ({"overrides": {"b": {"epochs": 0.5}}}, "'epochs' in overrides of b must be a whole number"),
+        ({"overrides": {"b": 3}}, "overrides of b must be a table"),
+        ({"overrides": ["b"]}, "'overrides' must be a table"),
+        ({"epoch": 3}, "Did you mean 'epochs'"),
+        ({"epochs": "3"}, "'epochs' must be a whole number"),
+    ],
+)
+def test_a_wrong_suite_is_refused_for_every_experiment(suite, message):
+    with pytest.raises(params.ParameterError, match=message):
+        params.resolve(DEFAULTS, suite=suite)
+
+
+def test_an_empty_override_changes_nothing():
+    assert params.resolve(DEFAULTS, suite={"overrides": {"a": None}})["epochs"] == 0
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [1", "is not valid YAML: .* line 1"),
+        ("", "must hold a table"),
+        ("- epochs", "must hold a table"),
+        ("epoch: 3", r"'epoch' in .*a\.yaml. Did you mean 'epochs'"),
+        ("on: 3", r"no parameter True in .*a\.yaml"),
+        ("epochs: many", r"'epochs' in .*a\.yaml must be a whole number. Received: 'many' \(str\)"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(params.ParameterError, match=message):
+        params.read(tmp_path / "a.yaml")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbflearning_rate: 1e-4\n")
+    assert params.read(tmp_path / "a.yaml") == {"learning_rate": 1e-4}
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    for name in ("tuned", "baseline"):
+        (tmp_path / f"{name}.yaml").touch()
+    with pytest.raises(FileNotFoundError, match="Did you mean 'tuned'"):
+        params.read(tmp_path / "tunde.yaml")
+    with pytest.raises(FileNotFoundError, match="There are: baseline, tuned"):
+        params.read(tmp_path / "xyzzy.yaml")
+
+
+# --- The files and notebooks of the repository ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=stem)
+def test_an_experiment_fits_its_notebook(path):
+    content = params.read(path)
+    there = inspect_notebook(str(ENSEMBLE if "members" in content else TRAIN))
+    assert content["experiment"] == path.stem
+    assert {name: type(value).__name__ for name, value in content.items()} == {
+        name: there[name]["inferred_type_name"] for name in content
+    }
+
+
+@pytest.mark.parametrize("path", SUITES, ids=stem)
+def test_a_suite_fits_the_notebooks_and_the_experiments(path):
+    content = params.read(path)
+    there = inspect_notebook(str(TRAIN)) | inspect_notebook(str(ENSEMBLE))
+    assert content["suite"] == path.stem
+    assert set(content["experiments"]) <= {experiment.stem for experiment in EXPERIMENTS}
+    for table in (content, *content.get("overrides", {}).values()):
+        types = {name: type(params.check(name, value)).__name__ for name, value in table.items()}
+        assert types == {name: there[name]["inferred_type_name"] for name in table}
+    for name in content["experiments"]:  # as it will run
+        params.resolve(params.notebook_defaults(TRAIN), params.read(ROOT / "params" / f"{name}.yaml"), content)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS + SUITES, ids=stem)
+def test_a_file_opens_with_its_name_cost_and_expectation(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(f"# {path.stem} – ") and "# Costs" in text and "# Expect" in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_a_parameters_cell_annotates_and_explains_what_the_package_knows(path):
+    there = inspect_notebook(str(path))
+    assert there, "no cell is tagged `parameters`, or it is empty"
+    assert {n: e["inferred_type_name"] for n, e in there.items()} == {n: params.PARAMETERS[n].__name__ for n in there}
+    assert [name for name, entry in there.items() if not entry["help"]] == []
+    assert list(params.notebook_defaults(path)) == list(there)
+
+
+def test_every_parameter_is_in_a_notebook():
+    assert set(params.PARAMETERS) == {name for path in NOTEBOOKS for name in inspect_notebook(str(path))}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_a_notebook_is_stored_without_results(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+# --- Inside a notebook ----------------------------------------------------------------------------------------------
+
+CELL = (
+    'experiment: str = "tuned"  # name\nlearning_rate: float = 1.0e-3  # step\nepochs: int = 8  # at most\n'
+    "experiments: list = []  # suite\noverrides: dict = {}  # suite\n"
+)
+
+
+def notebook(monkeypatch, injected="", command=()):
+    """What `globals()` holds below the `parameters` cell and the cell that papermill injected."""
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=lambda: SimpleNamespace(cmdline=lambda: command)))
+    namespace = {}
+    exec(CELL, namespace)
+    exec(injected, namespace)
+    return namespace | {"In": ["", CELL, *([f"# Parameters\n{injected}"] if injected else []), "p = …"]}
+
+
+def test_a_notebook_by_itself_has_its_defaults(monkeypatch):
+    found = vars(params.from_notebook(notebook(monkeypatch)))
+    assert found == {"experiment": "tuned", "learning_rate": 1e-3, "epochs": 8}
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ([], 3),
+        (["papermill", "in", "out", "-f", "s.yaml", "-p", "learning_rate", "1"], 3),
+        (["papermill", "in", "out", "-p", "epochs", "5"], 5),
+        (["papermill", "in", "out", "--parameters_raw", "epochs", "5"], 5),
+        (["papermill", "in", "out", "-y", "{epochs: 5}"], 5),
+        (["papermill", "in", "out", "-y"], 3),
+    ],
+)
+def test_only_the_command_line_wins_over_overrides(monkeypatch, command, expected):
+    injected = 'epochs = 5\nlearning_rate = "1e-4"\noverrides = {"tuned": {"epochs": 3}, "other": {"epochs": 4}}\n'
+    found = params.from_notebook(notebook(monkeypatch, injected, command))
+    assert vars(found) == {"experiment": "tuned", "learning_rate": 1e-4, "epochs": expected}
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("learning_rte = 0.1", "Did you mean 'learning_rate'"),
+        ("epochs = True", "'epochs' must be a whole number"),
+        ("epochs = float('nan')", "'epochs' must be a whole number"),
+        ("overrides = {'tuned': {'epoch': 3}}", "Did you mean 'epochs'"),
+    ],
+)
+def test_what_papermill_only_warns_of_stops_the_notebook(monkeypatch, injected, message):
+    with pytest.raises(params.ParameterError, match=message):
+        params.from_notebook(notebook(monkeypatch, injected))
+
+
+def test_papermill_resolves_files_and_command_line(tmp_path):
+    """The real papermill: files merge, overrides win over files, `-p` wins over overrides."""
+    cells = [
+        nbformat.v4.new_code_cell(CELL, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("from fer_keras import params\nprint(vars(params.from_notebook(globals())))"),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
+    (tmp_path / "e.yaml").write_text("experiment: tuned\nepochs: 1\nlearning_rate: 1e-4\n")
+    overrides = {"tuned": {"epochs": 3, "learning_rate": 0.5}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"epochs": 2, "width": 0.5, "overrides": overrides}))
+    words = "in.ipynb out.ipynb -f e.yaml -f s.yaml -p epochs 7 --no-progress-bar"
+    subprocess.run([sys.executable, "-m", "papermill", *words.split()], cwd=tmp_path, check=True, capture_output=True)
+    printed = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[-1]["text"]
+    assert yaml.safe_load(printed) == {"experiment": "tuned", "learning_rate": 0.5, "epochs": 7}

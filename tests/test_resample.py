@@ -1,0 +1,227 @@
+import numpy as np
+import pytest
+from imblearn.combine import SMOTEENN, SMOTETomek
+from imblearn.over_sampling import SMOTE, RandomOverSampler
+from threadpoolctl import threadpool_limits
+
+from fer_keras.data import CLASS_NAMES, Faces, load_fer2013
+from fer_keras.resample import RESAMPLERS, assign_roles, interpolate, rebuild, resample
+from fer_keras.split import split_official, split_stratified
+
+REFERENCES = {"ros": RandomOverSampler, "smote": SMOTE, "smote_tomek": SMOTETomek, "smote_enn": SMOTEENN}
+COLUMNS = ("images", "labels", "rows", "usage", "parents", "weight")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For sets this small, more threads only wait for each other."""
+    with threadpool_limits(1):
+        yield
+
+
+def vectors(faces):
+    return faces.images.reshape(len(faces), -1).astype("float32")
+
+
+def assert_same(found, expected):
+    for column in COLUMNS:
+        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column), err_msg=column)
+
+
+def assert_reference(given, method, random_state=0):
+    """`resample` gives imbalanced-learn's rows."""
+    sampler = REFERENCES[method](random_state=random_state)
+    pixels, labels = sampler.fit_resample(vectors(given), given.labels)
+    if method == "smote_enn":
+        # ENN returns its rows class by class; `resample` returns given faces before added ones, as the others do.
+        order = np.argsort(sampler.enn_.sample_indices_ >= len(given), kind="stable")
+        pixels, labels = pixels[order], labels[order]
+    found = resample(given, method, random_state)
+    assert found.images.dtype == "uint8" and found.images.shape[1:] == given.images.shape[1:]
+    np.testing.assert_array_equal(found.images.reshape(len(found), -1), np.rint(pixels))
+    np.testing.assert_array_equal(found.labels, labels)
+    return found
+
+
+@pytest.fixture(scope="module", params=list(REFERENCES))
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(faces, method):
+    return resample(faces, method, 5)
+
+
+@pytest.mark.parametrize("random_state", [0, 5])
+def test_resampled_faces_are_imbalanced_learns(faces, method, random_state):
+    found = assert_reference(faces, method, random_state)
+    if method in ("ros", "smote"):
+        assert set(found.class_counts().values()) == {max(faces.class_counts().values())}
+
+
+def test_faces_that_occur_several_times_are_resampled_as_by_the_reference(faces, method):
+    # FER2013 has many: a face can then be its own neighbour.
+    disgust = np.flatnonzero(faces.labels == 1)
+    twins = faces.take(np.concatenate([np.arange(len(faces)), np.repeat(disgust[:1], 9)]))
+    twins = Faces(twins.images, twins.labels, np.arange(len(twins)), twins.usage)
+    found = assert_reference(twins, method)
+    assert_same(rebuild(twins, found.rows, found.parents, found.weight, found.labels), found)
+
+
+def test_a_class_without_faces_stays_without(faces, method):
+    found = assert_reference(faces.take(faces.labels != 3), method)
+    assert found.class_counts()["happy"] == 0
+
+
+def test_the_same_random_state_gives_the_same_faces_and_another_others(faces, method, made):
+    assert_same(resample(faces, method, 5), made)
+    other = resample(faces, method, 6)
+    assert len(other) != len(made) or not np.array_equal(other.images, made.images)
+
+
+def test_the_origin_of_each_face_is_kept(faces, method, made):
+    original, copy, synthetic = (made.origin == name for name in ("original", "copy", "synthetic"))
+    np.testing.assert_array_equal(made.rows == -1, synthetic)
+    added = 7 * max(faces.class_counts().values()) - len(faces)
+    counts = [int(kind.sum()) for kind in (original, copy, synthetic)]
+    if method == "ros":
+        assert counts == [len(faces), added, 0]
+    elif method == "smote":
+        assert counts == [len(faces), 0, added]
+    else:  # these remove rows again
+        assert 0 < counts[0] <= len(faces) and counts[1] == 0 and 0 < counts[2] <= added and sum(counts) < 7 * 67
+    known = ~synthetic
+    np.testing.assert_array_equal(made.images[known], faces.images[made.rows[known]])
+    np.testing.assert_array_equal(made.labels[known], faces.labels[made.rows[known]])
+    np.testing.assert_array_equal(made.usage[known], faces.usage[made.rows[known]])
+    assert (made.parents[original] == -1).all() and (made.weight[known] == 0).all()
+    assert len(set(made.rows[original])) == original.sum()
+    np.testing.assert_array_equal(made.parents[copy], made.rows[copy][:, None].repeat(2, axis=1))
+    assert (made.usage[synthetic] == "").all()
+    first, second = made.parents[synthetic].T
+    assert (first != second).all() and (made.weight[synthetic] > 0).all() and (made.weight[synthetic] < 1).all()
+    for parent in (first, second):
+        np.testing.assert_array_equal(faces.labels[parent], made.labels[synthetic])
+
+
+def test_resampled_faces_are_rebuilt_from_what_a_run_keeps(faces, made):
+    kept = made.rows, made.parents, made.weight, made.labels
+    assert_same(rebuild(faces, *kept), made)
+    mixed = faces.take(np.random.default_rng(0).permutation(len(faces)))
+    assert_same(rebuild(mixed, *kept), made)
+
+
+def test_rebuilding_from_other_faces_is_refused(faces, made):
+    parent = made.parents[-1, 1]
+    fewer = faces.take(faces.rows != parent)
+    with pytest.raises(
+        ValueError, match=rf"1 of the faces to rebuild, the first in row {parent}, are not among the 279"
+    ):
+        rebuild(fewer, made.rows, made.parents, made.weight, made.labels)
+
+
+def test_the_given_faces_are_not_changed_and_may_be_read_only(faces, method, made):
+    images = faces.images.copy()
+    images.setflags(write=False)
+    given = Faces(images, faces.labels.copy(), faces.rows.copy(), faces.usage.copy())
+    assert_same(resample(given, method, 5), made)
+    assert_same(given, faces)
+
+
+def test_rows_of_a_part_are_those_of_the_source(faces, method):
+    part = split_official(faces)["train"]
+    found = assert_reference(part, method)
+    named = np.concatenate([found.rows, found.parents.ravel()])
+    assert np.isin(named[named >= 0], part.rows).all()
+    assert_same(rebuild(faces, found.rows, found.parents, found.weight, found.labels), found)
+
+
+def test_balanced_faces_get_nothing_added(faces):
+    at = np.concatenate([np.flatnonzero(faces.labels == code)[:8] for code in range(7)])
+    balanced = faces.take(np.sort(at))
+    for method in ("none", "ros", "smote"):
+        assert_same(resample(balanced, method), balanced)
+
+
+def test_none_gives_the_faces_themselves(faces):
+    assert resample(faces, "none") is faces
+
+
+def test_an_unknown_method_is_refused(faces):
+    names = ", ".join(RESAMPLERS)
+    assert names == "none, ros, smote, smote_tomek, smote_enn"
+    with pytest.raises(ValueError, match=rf"`resampling` must be one of {names}\. Received: 'adasyn'"):
+        resample(faces, "adasyn")
+
+
+def test_six_faces_of_a_class_are_enough_and_five_are_refused(faces, method):
+    disgust = np.flatnonzero(faces.labels == CLASS_NAMES.index("disgust"))
+    six, five = (faces.take(np.setdiff1d(faces.rows, disgust[count:])) for count in (6, 5))
+    assert_reference(six, method)
+    if method == "ros":
+        assert_reference(five, method)
+    else:
+        with pytest.raises(ValueError, match=r"disgust has only 5 faces\. Use more faces, or `resampling: ros`"):
+            resample(five, method)
+
+
+def test_interpolation_is_rounded_float32_and_does_not_depend_on_its_blocks():
+    rng = np.random.default_rng(0)
+    images, parents = rng.integers(0, 256, (9, 3, 2, 1), "uint8"), rng.integers(0, 9, (5000, 2))
+    weight = rng.random(5000)
+    weight[:2] = 0, 1
+    first, second = images[parents].astype("float32").swapaxes(0, 1)
+    expected = np.rint((first + weight[:, None, None, None] * (second - first)).astype("float32"))
+    found = interpolate(images, parents, weight)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found[0], images[parents[0, 0]])
+    np.testing.assert_array_equal(found[1], images[parents[1, 1]])
+
+
+# --- Roles ----------------------------------------------------------------------------------------------------------
+
+
+def sources(faces):
+    """The rows of the source that these faces, or their parents, are."""
+    named = np.concatenate([faces.rows, faces.parents.ravel()])
+    return set(named[named >= 0].tolist())
+
+
+def test_the_official_protocol_resamples_only_what_trains(faces, method):
+    roles, parts = assign_roles(faces, "official", method, 1), split_official(faces)
+    assert_same(roles["train"], resample(parts["train"], method, 1))
+    assert_same(roles["validation"], parts["validation"])
+    assert_same(roles["test"], parts["test"])
+    assert not sources(roles["train"]) & (sources(roles["validation"]) | sources(roles["test"]))
+
+
+def test_the_studys_protocol_resamples_first_and_so_leaks(faces, method):
+    roles, expected = assign_roles(faces, "study", method, 1), split_stratified(resample(faces, method, 1), 1)
+    for role, part in roles.items():
+        assert_same(part, expected[role])
+        assert_same(rebuild(faces, part.rows, part.parents, part.weight, part.labels), part)
+    assert sources(roles["train"]) & sources(roles["test"])
+
+
+@pytest.mark.parametrize("protocol", ["official", "study"])
+def test_without_resampling_both_protocols_use_the_official_split(faces, protocol):
+    roles, parts = assign_roles(faces, protocol, "none", 1), split_official(faces)
+    for role, part in parts.items():
+        assert_same(roles[role], part)
+
+
+@pytest.mark.parametrize(("protocol", "resampling"), [("leaky", "smote"), ("study", "adasyn"), ("official", "adasyn")])
+def test_unknown_roles_are_refused(faces, protocol, resampling):
+    with pytest.raises(ValueError, match="must be one of"):
+        assign_roles(faces, protocol, resampling, 0)
+
+
+# --- The real faces -------------------------------------------------------------------------------------------------
+
+
+def test_smote_on_the_real_training_faces_gives_50505(real_csv):
+    found = resample(split_official(load_fer2013(real_csv))["train"], "smote")
+    assert len(found) == 50505
+    assert set(found.class_counts().values()) == {7215}
+    assert (found.origin == "original").sum() == 28709

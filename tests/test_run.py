@@ -1,0 +1,334 @@
+import json
+import shutil
+import stat
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fer_keras import evaluate, model, resample, run, split
+from fer_keras.data import CLASS_NAMES
+from fer_keras.params import LOCATIONS, PARAMETERS
+
+PARAMS = {"experiment": "tuned", "suite": "s", "seed": 0, "data": "drawn", "outputs": "outputs", "epochs": 3, "flip": False}
+
+
+class Weights:
+    """Stands for a trained model where only its file matters."""
+
+    def save(self, path):
+        Path(path).write_bytes(b"weights")
+
+
+def finish(outputs, experiment, parts=None, class_names=CLASS_NAMES, **given):
+    """Leave a finished run, with predictions for its faces."""
+    folder = run.folder_of("s", experiment, 0, outputs)
+    params = PARAMS | {"experiment": experiment, "outputs": str(outputs)} | given
+    history = pd.DataFrame({"epoch": [1], "loss": [0.5]})
+    run.save_training(folder, params, f"key of {experiment}", parts or {}, history, Weights(), 1.0)
+    sets = {role: (part, np.full((len(part), len(class_names)), 1 / len(class_names))) for role, part in (parts or {}).items()}
+    run.save_predictions(folder, class_names, sets)
+    return folder
+
+
+def assert_same_faces(found, expected):
+    for name in ("images", "labels", "rows", "usage", "parents", "weight"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    assert found.class_names == expected.class_names and found.fingerprint == expected.fingerprint
+
+
+# --- Identity -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_key_changes_with_every_parameter_but_locations(name):
+    keys = {run.key_of(PARAMS | {name: value}, "f", {}) for value in ("one", "two")}
+    assert len(keys) == (1 if name in LOCATIONS else 2)
+
+
+def test_the_key_depends_on_faces_and_ancestors_and_on_no_order():
+    ancestors = {"a": "1", "b": "2"}
+    key = run.key_of(PARAMS, "f", ancestors)
+    assert run.key_of(dict(reversed(PARAMS.items())), "f", dict(reversed(ancestors.items()))) == key
+    others = [
+        run.key_of(PARAMS, "g", ancestors),
+        run.key_of(PARAMS, "f", {"a": "1"}),
+        run.key_of(PARAMS, "f", {"a": "2", "b": "1"}),
+        run.key_of({n: v for n, v in PARAMS.items() if n != "flip"}, "f", ancestors),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_the_folder_says_suite_experiment_and_seed(tmp_path):
+    found = run.folder_of("official-cpu", "balanced-smote_tomek", 3, tmp_path)
+    assert found == tmp_path / "official-cpu" / "balanced-smote_tomek" / "seed-3"
+    assert run.folder_of("s", "e", 0, "~/outputs").is_absolute()
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "a/b", "/x", "", ".hidden", "a\n", "a b"])
+def test_a_name_that_could_lead_out_of_outputs_is_refused(name):
+    for suite, experiment in ((name, "e"), ("s", name)):
+        with pytest.raises(ValueError, match="must be a plain name"):
+            run.folder_of(suite, experiment, 0)
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A copy of the package's source, which `source_hash` reads, and a way to change a module in it."""
+    shutil.copytree(Path(run.__file__).parent, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "copy" / "run.py"))
+
+    def change(module, old, new):
+        path = tmp_path / "copy" / f"{module}.py"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "counts"),
+    [
+        ("model", "\n\ndef ", "\n\n# A remark.\n\n\ndef ", False),
+        ("model", '"""The networks', '"""Some networks', False),
+        ("model", '"""Build the VGGNet', '"""Make the VGGNet', False),
+        ("train", '"""Trains `inner`', '"""Teaches `inner`', False),
+        ("plots", "figsize=(9, 3.2)", "figsize=(8, 3)", False),
+        ("model", "(64, 128, 256, 512)", "(64, 128, 256, 511)", True),
+        ("augment", '"horizontal"', '"vertical"', True),
+        *((module, "\nimport ", "\nimport sys\nimport ", True) for module in run.TRAINING_MODULES),
+    ],
+)
+def test_the_source_hash_sees_the_code_that_makes_weights_and_nothing_else(sources, module, old, new, counts):
+    before = run.source_hash()
+    sources(module, old, new)
+    assert (run.source_hash() != before) == counts
+
+
+# --- Writing --------------------------------------------------------------------------------------------------------
+
+
+def test_replacing_shows_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    run.write_json(path, {"a": 1})
+    with run.replacing(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.suffix == ".json" and json.loads(path.read_text()) == {"a": 1}
+        temporary.write_text("whole")
+    assert path.read_text() == "whole" and list(path.parent.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_replacing_leaves_nothing_behind_on_an_error(tmp_path, error):
+    (tmp_path / "a.txt").write_text("old")
+    for name in ("a.txt", "b.txt"):
+        with pytest.raises(error), run.replacing(tmp_path / name) as temporary:
+            temporary.write_text("half")
+            raise error
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_score_that_is_not_a_number_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        run.write_json(tmp_path / "metrics.json", {"top1": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_come_back_as_they_were(faces, tmp_path):
+    balanced = resample.resample(faces, "smote")
+    rng = np.random.default_rng(0)
+    sets = {name: (part, rng.random((len(part), 7))) for name, part in (("test", faces), ("test_a.b-c", balanced))}
+    run.save_predictions(tmp_path, CLASS_NAMES, sets)
+    class_names, found = run.read_predictions(tmp_path)
+    assert class_names == list(CLASS_NAMES) and list(found) == list(sets)
+    for name, (part, probabilities) in sets.items():
+        assert found[name].probabilities.dtype == "float32"
+        np.testing.assert_array_equal(found[name].probabilities, probabilities.astype("float32"))
+        for column in ("rows", "labels", "origin"):
+            np.testing.assert_array_equal(getattr(found[name], column), getattr(part, column))
+
+
+def test_predictions_are_made_once(faces, tmp_path):
+    def predict(images):
+        return np.eye(7)[images[:, 0, 0, 0] % 7]
+
+    made = run.predictions(tmp_path, {"test": faces}, predict)
+    read = run.predictions(tmp_path, {"test": faces}, lambda images: pytest.fail("predicted again"))
+    np.testing.assert_array_equal(made["test"].probabilities, read["test"].probabilities)
+
+
+def test_a_finished_training_is_known_by_its_key_and_its_model_loads(faces, tmp_path):
+    network = model.vggnet(width=1 / 32, crop=40, num_classes=7)
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [0.1 + 0.2, 1e-300]})
+    run.save_training(tmp_path, PARAMS, "key", {"test": faces}, history, network, 12.345)
+    assert run.is_trained(tmp_path, "key") and not run.is_trained(tmp_path, "another key")
+    assert run.read_params(tmp_path) == PARAMS
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), history, check_exact=True)
+    images = faces.images[:4]
+    np.testing.assert_array_equal(run.load_model(tmp_path)(images), network(images))
+    found = run.read_environment(tmp_path)
+    assert found["training_seconds"] == 12.3 and found["source_hash"] == run.source_hash()
+    assert {"python", "keras", "numpy", "fer-keras"} <= set(found["versions"])
+    (tmp_path / "model.keras").unlink()
+    assert not run.is_trained(tmp_path, "key")
+
+
+def test_training_again_takes_back_what_the_old_weights_gave(faces, tmp_path):
+    folder = finish(tmp_path, "tuned", {"test": faces})
+    (folder / "metrics.json").write_text("{}")
+    run.checkpoint_path(folder).write_text("")
+
+    class Broken:
+        def save(self, path):
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        run.save_training(folder, PARAMS, "new", {"test": faces}, None, Broken(), 1.0)
+    assert run.read_environment(folder) is None and run.checkpoint_path(folder).exists(), "unfinished, and to be resumed"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"params.yaml", "rows.npz", "history.csv", "model.keras", "checkpoint.npz"}
+    finish(tmp_path, "tuned", {"test": faces})
+    assert run.is_trained(folder, "key of tuned") and not run.checkpoint_path(folder).exists()
+
+
+@pytest.mark.parametrize("resampling", ["none", "smote"])
+def test_metrics_say_what_was_scored_and_split_by_origin(faces, tmp_path, resampling):
+    parts = resample.assign_roles(faces, "study", resampling, 0)
+    folder = finish(tmp_path, "tuned", parts)
+    sets = run.read_predictions(folder)[1]
+    chosen_by = {"role": "validation", "n": len(parts["validation"])}
+    given = run.save_metrics(folder, PARAMS, "key", sets, "study", chosen_by)
+    found = run.read_metrics(folder)
+    assert found == given == json.loads(json.dumps(given))
+    assert (found["key"], found["protocol"], found["data"], found["chosen_by"]) == ("key", "study", "drawn", chosen_by)
+    for name, part in parts.items():
+        scores = found["sets"][name]
+        assert scores["n"] == len(part) and scores["top1"] == evaluate.score(part.labels, sets[name].probabilities)["top1"]
+        origins = {n: int((part.origin == n).sum()) for n in ("original", "synthetic")}
+        by_origin = {n: one["n"] for n, one in scores.get("by_origin", {}).items()}
+        assert by_origin == (origins if resampling == "smote" else {})
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("protocol", "resampling"),
+    [(protocol, resampling) for protocol in split.PROTOCOLS for resampling in resample.RESAMPLERS],
+)
+def test_the_faces_of_a_run_are_rebuilt_without_resampling(faces, tmp_path, monkeypatch, protocol, resampling):
+    parts = resample.assign_roles(faces, protocol, resampling, seed=1)
+    folder = finish(tmp_path, "tuned", parts)
+    monkeypatch.setattr(resample, "RESAMPLERS", {})
+    found = run.load_roles(folder, faces)
+    assert list(found) == list(parts)
+    for role, part in parts.items():
+        assert_same_faces(found[role], part)
+
+
+def test_sets_with_longer_names_are_rebuilt_too(faces, tmp_path):
+    parts = {"test": faces, "test_balanced-smote_tomek": faces.take(slice(0, 9))}
+    found = run.load_roles(finish(tmp_path, "ensemble", parts), faces)
+    assert list(found) == list(parts)
+    assert_same_faces(found["test_balanced-smote_tomek"], parts["test_balanced-smote_tomek"])
+
+
+def test_a_missing_sibling_is_named_with_the_way_to_make_it(tmp_path):
+    p = SimpleNamespace(suite="s", seed=0, outputs=str(tmp_path))
+    with pytest.raises(run.RunError, match=r"'tuned' of suite 's' with seed 0 is needed.*-f params/tuned.yaml"):
+        run.sibling(p, "tuned")
+    folder = finish(tmp_path, "tuned")
+    assert run.sibling(p, "tuned") == folder
+    (folder / "environment.json").unlink()
+    with pytest.raises(run.RunError, match="is not finished"):
+        run.sibling(p, "tuned")
+
+
+@pytest.fixture
+def family(faces, tmp_path):
+    """Runs under the study's protocol as the study has them: tuned, two balanced from it, their ensemble."""
+    folders = {"tuned": finish(tmp_path, "tuned", split.split_official(faces), starts_from="")}
+    for seed, name in enumerate(("ros", "smote")):
+        parts = resample.assign_roles(faces, "study", name, seed)
+        folders[name] = finish(tmp_path, name, parts, starts_from="tuned")
+    sets = run.ensemble_sets(faces, {name: folders[name] for name in ("ros", "smote")}, "study")
+    folders["ensemble"] = finish(tmp_path, "ensemble", sets, members=["ros", "smote"])
+    return folders
+
+
+def test_lineage_is_the_run_and_all_before_it_nearest_first(family):
+    assert run.lineage(family["tuned"]) == [family["tuned"]]
+    assert run.lineage(family["ros"]) == [family["ros"], family["tuned"]]
+    expected = [family[name] for name in ("ensemble", "ros", "tuned", "smote", "tuned")]
+    assert run.lineage(family["ensemble"]) == expected
+    assert run.ancestor_keys({"a": family["ros"]}) == {"a": "key of ros"}
+
+
+def test_a_run_whose_ancestor_trained_on_its_test_faces_is_refused_except_under_study(faces, family):
+    parts = split.split_official(faces)
+    run.check_ancestors(family["tuned"], parts["test"], "official")
+    trained = run.load_roles(family["ros"], faces)["train"].rows
+    shared = len(np.intersect1d(trained, parts["test"].rows))
+    with pytest.raises(run.RunError, match=rf"ros.* trained on {shared} of the {len(parts['test'])} faces"):
+        run.check_ancestors(family["ros"], parts["test"], "official")
+    with pytest.raises(run.RunError, match="tuned.* trained on 5 of the 5 faces"):
+        run.check_ancestors(family["tuned"], parts["train"].take(slice(0, 5)), "official")
+    with pytest.raises(run.RunError, match="ros.* trained on"):
+        run.check_ancestors(family["ensemble"], parts["test"], "official")
+    run.check_ancestors(family["ros"], parts["test"], "study")
+
+
+def test_training_on_an_interpolation_of_a_test_face_counts(faces, tmp_path):
+    balanced = resample.resample(faces, "smote")
+    synthetic = balanced.take(balanced.rows < 0)
+    folder = finish(tmp_path, "tuned", {"train": synthetic})
+    run.check_ancestors(folder, faces.take(~np.isin(faces.rows, synthetic.parents)), "official")
+    with pytest.raises(run.RunError, match="trained on 2 of the 2 faces"):
+        run.check_ancestors(folder, faces.take(synthetic.parents[0]), "official")
+
+
+def test_members_must_have_one_class_order(faces, tmp_path):
+    same = {name: finish(tmp_path, name, {"test": faces}) for name in ("a", "b")}
+    assert run.check_members(same) == list(CLASS_NAMES)
+    other = finish(tmp_path, "c", {"test": faces}, class_names=sorted(CLASS_NAMES))
+    with pytest.raises(run.RunError, match="a has angry, .*, surprise, neutral; c has angry, .*, neutral, sad, surprise"):
+        run.check_members(same | {"c": other})
+    with pytest.raises(run.RunError, match="`members` is empty"):
+        run.check_members({})
+
+
+def test_an_ensemble_under_official_is_scored_on_the_official_roles(faces):
+    found = run.ensemble_sets(faces, {}, "official")
+    for role, part in split.split_official(faces).items():
+        assert_same_faces(found[role], part)
+
+
+def test_an_ensemble_under_study_is_scored_on_each_members_test_faces_on_all_and_on_unseen_ones(faces, family, tmp_path):
+    members = {name: family[name] for name in ("ros", "smote")}
+    found = run.ensemble_sets(faces, members, "study")
+    assert {"test", "test_ros", "test_smote"} <= set(found) <= {"test", "test_unseen", "test_ros", "test_smote"}
+    for name, folder in members.items():
+        assert_same_faces(found[f"test_{name}"], run.load_roles(folder, faces)["test"])
+    assert_same_faces(found["test"], run.concatenate([found["test_ros"], found["test_smote"]]))
+    trained = [run.load_roles(family[name], faces)["train"] for name in ("tuned", "ros", "smote")]
+    touched = {-1} | {row for part in trained for row in [*part.rows.tolist(), *part.parents.ravel().tolist()]}
+    unseen = [row for row in faces.rows if row not in touched]
+    assert (found["test_unseen"].rows.tolist() if "test_unseen" in found else []) == unseen
+    # Three quarters of the faces trained nobody when only the rest did.
+    few = finish(tmp_path, "few", {"train": faces.take(slice(0, 70)), "test": faces}, starts_from="")
+    assert_same_faces(run.ensemble_sets(faces, {"few": few}, "study")["test_unseen"], faces.take(slice(70, None)))
+
+
+def test_an_ensemble_whose_members_trained_on_every_face_has_no_unseen_set(faces, tmp_path):
+    folder = finish(tmp_path, "all", {"train": faces, "test": faces.take(slice(0, 9))}, starts_from="")
+    assert list(run.ensemble_sets(faces, {"all": folder}, "study")) == ["test", "test_all"]
+
+
+def test_sets_are_joined_in_order(faces):
+    first, second = faces.take(slice(0, 9)), faces.take(slice(9, None))
+    assert_same_faces(run.concatenate([first, second]), replace(faces, notes=()))

@@ -1,0 +1,140 @@
+import base64
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fer_keras import params, suite
+from fer_keras.drawn import fingerprint
+
+ROOT = Path(__file__).parent.parent
+BALANCED = {f"balanced-{name}" for name in ("ros", "smote", "smote_tomek", "smote_enn")}
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A copy of `params/`, and a way to change a file in it."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+
+    def change(name, **values):
+        path = tmp_path / "params" / f"{name}.yaml"
+        content = yaml.safe_load(path.read_text()) if path.exists() else {}
+        content = {key: value for key, value in (content | values).items() if value is not None}
+        path.write_text(yaml.safe_dump(content))
+        return tmp_path / "params"
+
+    return change
+
+
+def keys(found):
+    return {name: job.key for (name, _), job in found.items()}
+
+
+def changed(before, after):
+    before, after = keys(before), keys(after)
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "params" / "suites").glob("*.yaml")))
+def test_needed_runs_come_first_whatever_the_order_of_the_file(name, files):
+    folder = files(f"suites/{name}", experiments=["ensemble", *sorted(BALANCED), "tuned", "baseline"])
+    found = suite.jobs(name, folder=folder, fingerprint="f")
+    order = [experiment for experiment, _ in found]
+    assert set(order) == {"ensemble", "tuned", "baseline"} | BALANCED
+    for (experiment, _), job in found.items():
+        assert all(order.index(other) < order.index(experiment) for other in job.needs)
+        assert job.notebook == (suite.ENSEMBLE if experiment == "ensemble" else suite.TRAIN)
+        assert job.folder == Path("outputs", name, experiment, "seed-0")
+    assert found["balanced-ros", 0].needs == ("tuned",) and found["baseline", 0].needs == ()
+    assert found["ensemble", 0].needs == ("balanced-ros", "balanced-smote", "balanced-smote_tomek")
+
+
+def test_each_seed_has_its_own_runs(files):
+    found = suite.jobs("demo", folder=files("suites/demo", seeds=[0, 3]), fingerprint="f")
+    assert len(found) == 14 and len({job.key for job in found.values()}) == 14
+    assert all(job.params["seed"] == seed and job.folder.name == f"seed-{seed}" for (_, seed), job in found.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "expected"),
+    [
+        ("tuned", {"l2": 0.001}, {"tuned", "ensemble"} | BALANCED),
+        ("baseline", {"l2": 0.001}, {"baseline"}),
+        ("balanced-smote", {"flip": True}, {"balanced-smote", "ensemble"}),
+        ("balanced-smote_enn", {"flip": True}, {"balanced-smote_enn"}),
+        ("ensemble", {"members": ["balanced-ros", "balanced-smote"]}, {"ensemble"}),
+        ("suites/demo", {"batch_size": 16}, {"baseline", "tuned"} | BALANCED | {"ensemble"}),
+        ("suites/demo", {"checkpoint_seconds": 5.0, "retrain": True}, set()),
+        ("tuned", {"width": 0.5}, set()),  # the suite says otherwise
+    ],
+)
+def test_a_change_changes_the_run_and_those_that_need_it(files, file, values, expected):
+    before = suite.jobs("demo", fingerprint="f")
+    assert changed(before, suite.jobs("demo", folder=files(file, **values), fingerprint="f")) == expected
+
+
+def test_another_learning_rate_for_tuned_alone(files):
+    before = suite.jobs("demo", fingerprint="f")
+    overrides = params.read(ROOT / "params" / "suites" / "demo.yaml")["overrides"]
+    overrides["tuned"]["learning_rate"] = "5e-4"
+    after = suite.jobs("demo", folder=files("suites/demo", overrides=overrides), fingerprint="f")
+    assert after["tuned", 0].params["learning_rate"] == 5e-4
+    assert changed(before, after) == {"tuned", "ensemble"} | BALANCED
+
+
+def test_moving_data_or_outputs_changes_no_key_and_other_faces_change_all():
+    before = suite.jobs("demo", {"data": "here.csv"}, fingerprint="f")
+    moved = suite.jobs("demo", {"data": "there.csv", "outputs": "elsewhere"}, fingerprint="f")
+    assert keys(before) == keys(moved) and moved["tuned", 0].folder == Path("elsewhere/demo/tuned/seed-0")
+    assert {name: job.encoded() for name, job in before.items()} == {name: job.encoded() for name, job in moved.items()}
+    assert len(changed(before, suite.jobs("demo", {"data": "here.csv"}, fingerprint="g"))) == 7
+
+
+def test_the_fingerprint_is_that_of_the_suites_faces():
+    assert keys(suite.jobs("demo")) == keys(suite.jobs("demo", fingerprint=fingerprint(2100)))
+    assert len(changed(suite.jobs("demo"), suite.jobs("demo", {"drawn_faces": 140}))) == 7
+
+
+def test_snakemake_and_papermill_resolve_alike():
+    """What Snakemake hands over, and what `papermill -f experiment -f suite` merges, give the same parameters."""
+    given = {"data": "drawn", "outputs": "elsewhere"}
+    content = params.read("params/suites/demo.yaml")
+    for (name, _), job in suite.jobs("demo", given, fingerprint="f").items():
+        defaults = params.notebook_defaults(job.notebook)
+        handed = yaml.safe_load(base64.b64decode(job.encoded()))
+        assert not handed.keys() & given.keys()
+        assert params.resolve(defaults, handed | given, {}, given) == job.params
+        merged = params.read(f"params/{name}.yaml") | content | given
+        assert params.resolve(defaults, merged, {}, given) == job.params
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "error", "message"),
+    [
+        ("suites/demo", {"experiments": ["balanced-ros"], "overrides": {}}, ValueError, "balanced-ros needs the run 'tuned'"),
+        ("tuned", {"starts_from": "tuned"}, ValueError, "start from each other: tuned → tuned"),
+        ("tuned", {"starts_from": "balanced-ros"}, ValueError, "each other: tuned → balanced-ros → tuned"),
+        ("tuned", {"experiment": "baseline"}, params.ParameterError, "tuned.yaml must say `experiment: tuned`"),
+        ("suites/demo", {"suite": "study"}, params.ParameterError, "must say `suite: demo`. Received: 'study'"),
+        ("suites/demo", {"experiments": None}, params.ParameterError, "must list its `experiments`"),
+        ("suites/demo", {"experiments": ["tunde"]}, FileNotFoundError, "Did you mean 'tuned'"),
+        ("suites/demo", {"seeds": ["a"]}, params.ParameterError, "'seed' must be a whole number"),
+        ("suites/demo", {"overrides": {"tunde": {}}}, params.ParameterError, "Did you mean 'tuned'"),
+    ],
+)
+def test_a_suite_that_cannot_run_is_refused(files, file, values, error, message):
+    with pytest.raises(error, match=message):
+        suite.jobs("demo", folder=files(file, **values), fingerprint="f")
+
+
+def test_an_unknown_suite_or_parameter_is_refused():
+    with pytest.raises(FileNotFoundError, match="There is no .*dmo.yaml. Did you mean 'demo'"):
+        suite.jobs("dmo")
+    with pytest.raises(params.ParameterError, match="'dat' in the command line. Did you mean 'data'"):
+        suite.jobs("demo", {"dat": "x"}, fingerprint="f")
