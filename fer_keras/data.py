@@ -95,14 +95,20 @@ def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
     """Load the faces that the parameter `data` names: "drawn", or the path of FER2013.
 
     Args:
-        data: "drawn" for `drawn_faces` faces made by `fer_keras.drawn` with seed 0; otherwise see `load_fer2013`.
+        data: "drawn" for `drawn_faces` faces made by `fer_keras.drawn` with seed 0, kept in the user's cache folder;
+            otherwise see `load_fer2013`.
         drawn_faces: how many faces to draw.
     """
-    if str(data) == "drawn":
-        from fer_keras.drawn import draw
+    if str(data) != "drawn":
+        return load_fer2013(data)
+    from fer_keras.drawn import draw, fingerprint
 
-        return draw(drawn_faces)
-    return load_fer2013(data)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
+    kept = folder / f"drawn-{drawn_faces}-{fingerprint(drawn_faces)[:16]}"
+    if (faces := _read_cache(kept)) is None:
+        faces = draw(drawn_faces)
+        _write_cache(kept, faces)
+    return faces
 
 
 def fingerprint_of(data: str | Path, drawn_faces: int = 2800) -> str:
@@ -138,7 +144,9 @@ def load_fer2013(path: str | Path, cache: bool = True) -> Faces:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"There is no file or folder {path}. Give the path of fer2013.csv or of its image folder.")
+        raise FileNotFoundError(
+            f"There is no file or folder {path}. Give the path of fer2013.csv or of its image folder."
+        )
     files = None if path.is_file() else _list_images(path)
     stamp = _stamp(path, files)
     folder = path.parent if path.is_file() else path
@@ -172,11 +180,9 @@ def as_uint8_grey(image) -> np.ndarray:
 
 
 def _read_csv(path: Path) -> Faces:
-    try:
-        file = open(path, "rb")
-    except PermissionError:
-        raise PermissionError(f"{path} cannot be read: permission denied.") from None
-    with file:
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path} cannot be read: permission denied.")
+    with open(path, "rb") as file:
         header = file.readline().removeprefix(b"\xef\xbb\xbf")
         if not header.strip():
             raise ValueError(f"{path} is empty. Expected FER2013 with the header emotion,pixels,Usage.")
@@ -231,7 +237,9 @@ def _read_block(path: Path, columns: dict[str, int], first: int, lines: list[byt
     if values is None:  # the slow way finds the row
         for number, text in zip(where, pixels, strict=True):
             if _parse_pixels([text]) is None:
-                raise ValueError(f"{path}, line {number}: {_describe(text)}, expected {PIXELS} of 0–255 (48×48 pixels).")
+                raise ValueError(
+                    f"{path}, line {number}: {_describe(text)}, expected {PIXELS} of 0–255 (48×48 pixels)."
+                )
     return values.reshape(-1, *IMAGE_SIZE, 1), np.array(labels, "int64"), np.array(usages, "U11")
 
 
@@ -285,7 +293,7 @@ def _list_images(folder: Path) -> list[Path]:
 
     files = sorted(
         path
-        for parent, _, names in os.walk(folder, onerror=refuse)
+        for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True)
         for path in (Path(parent, name) for name in names)
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.relative_to(folder).parts[0].startswith(".")
     )
@@ -343,8 +351,8 @@ def _official_split(splits, labels, marks):
     validation, _ = train_test_split(test, test_size=0.5, stratify=labels[test], random_state=0)
     usage[validation] = "PublicTest"
     note = (
-        f"The file names do not tell PublicTest from PrivateTest, so the {len(test):,} images in test/ were split in two "
-        "halves, stratified, seed 0: results do not compare with the official split."
+        f"The file names do not tell PublicTest from PrivateTest, so the {len(test):,} images in test/ were split in "
+        "two halves, stratified, seed 0: results do not compare with the official split."
     )
     return usage, (note,)
 
@@ -395,7 +403,7 @@ def _write_cache(folder: Path, faces: Faces) -> None:
     """Write the cache under a temporary name and rename it; where that is not possible, do without."""
     temporary = None
     try:
-        folder.parent.mkdir(exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         np.save(temporary / "images.npy", faces.images)
         np.save(temporary / "labels.npy", faces.labels)

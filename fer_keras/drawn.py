@@ -7,6 +7,7 @@ are as unbalanced as FER2013's.
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -16,7 +17,6 @@ from fer_keras.data import CLASS_NAMES, IMAGE_SIZE, USAGES, Faces
 # FER2013's class counts, in the order of `CLASS_NAMES`, and the shares of its official split.
 FER2013_COUNTS = (4953, 547, 5121, 8989, 6077, 4002, 6198)
 USAGE_SHARES = (0.8, 0.1, 0.1)
-VERSION = 1  # of the pictures: raise it when the same seed draws other pixels
 SCALE = 4  # drawn larger, then reduced: smooth lines
 
 # What an expression does to a face at full strength. brow: height (up is positive) and slope (positive: inner ends
@@ -65,8 +65,8 @@ def draw(n: int = 2800, seed: int = 0) -> Faces:
 
 
 def fingerprint(n: int = 2800, seed: int = 0) -> str:
-    """Identity of what `draw` returns."""
-    return hashlib.sha256(f"drawn faces {VERSION} {n} {seed}".encode()).hexdigest()
+    """Identity of what `draw` returns: made from this file, so that other pictures are other data."""
+    return hashlib.sha256(Path(__file__).read_bytes() + f"{n} {seed}".encode()).hexdigest()
 
 
 def draw_face(expression: str, rng: np.random.Generator, strength: float | None = None) -> np.ndarray:
@@ -105,7 +105,9 @@ def draw_face(expression: str, rng: np.random.Generator, strength: float | None 
 
     def oval(x, y, rx, ry, fill):
         angle = np.linspace(0, 2 * np.pi, 40)
-        pen.polygon(place(np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1)), fill=int(np.clip(fill, 0, 255)))
+        pen.polygon(
+            place(np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1)), fill=int(np.clip(fill, 0, 255))
+        )
 
     def line(points, weight, fill):
         pen.line(place(points), fill=int(np.clip(fill, 0, 255)), width=max(1, round(weight * thick)), joint="curve")
@@ -136,7 +138,11 @@ def draw_face(expression: str, rng: np.random.Generator, strength: float | None 
         droop = np.clip(shape["lid"], 0, 1) * eye_ry
         lid_y = eye_y - eye_ry * np.sqrt(1 - lid**2 * 0.98) + droop
         pen.polygon(
-            place(np.concatenate([np.stack([x + lid * eye_rx, lid_y], 1), [[x + eye_rx, eye_y - 0.2], [x - eye_rx, eye_y - 0.2]]])),
+            place(
+                np.concatenate(
+                    [np.stack([x + lid * eye_rx, lid_y], 1), [[x + eye_rx, eye_y - 0.2], [x - eye_rx, eye_y - 0.2]]]
+                )
+            ),
             fill=int(skin),
         )
         line(np.stack([x + lid * eye_rx, lid_y], 1), 3.2, dark)

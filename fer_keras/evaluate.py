@@ -109,9 +109,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[s
     predicted = probabilities.argmax(axis=1)
     matrix = confusion_matrix(labels, predicted, labels=codes)
     present = np.unique(labels)
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=codes, zero_division=0.0
-    )
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=codes, zero_division=0.0)
     result = {"n": len(labels), "top1": float(accuracy_score(labels, predicted))}
     for k in (2, 3):
         if k < len(codes):
@@ -137,7 +135,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[s
 
 
 def _break_ties(probabilities):
-    """Make the lower class win a tie, as argmax does: otherwise top-1 would count a tie as correct for another class."""
+    """Ranks in which the lower class wins a tie, as with argmax: a tie must not count as correct for both."""
     ranks = np.argsort(np.argsort(-probabilities, axis=1, kind="stable"), axis=1)
     return -ranks.astype("float64")
 
@@ -151,7 +149,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> list[float]:
 def bootstrap(matrix: np.ndarray, confidence: float = 0.95, random_state: int = 0) -> dict[str, list[float]]:
     """Percentile bootstrap intervals of balanced accuracy and macro F1 (Efron 1979).
 
-    Drawing faces with replacement is drawing the cells of the confusion matrix from a multinomial, so no face is touched.
+    Drawing faces with replacement is drawing the cells of the confusion matrix from a multinomial.
 
     Args:
         matrix: int (num_classes, num_classes), rows are true.
@@ -207,7 +205,9 @@ def top_confusions(matrix: Sequence[Sequence[int]], class_names: Sequence[str], 
     order = np.argsort(-off, axis=None, kind="stable")[:k]
     totals = np.maximum(matrix.sum(axis=1), 1)
     cells = (np.unravel_index(cell, off.shape) for cell in order)
-    return [(class_names[t], class_names[p], int(off[t, p]), float(off[t, p] / totals[t])) for t, p in cells if off[t, p]]
+    return [
+        (class_names[t], class_names[p], int(off[t, p]), float(off[t, p] / totals[t])) for t, p in cells if off[t, p]
+    ]
 
 
 def table(sets: Mapping[str, dict]) -> pd.DataFrame:
@@ -217,7 +217,9 @@ def table(sets: Mapping[str, dict]) -> pd.DataFrame:
         row = {"n": f"{scores['n']:,}"}
         for metric in ("top1", "top2", "top3", "balanced_accuracy", "f1_macro"):
             if metric in scores:
-                row[LABELS[metric]] = percent(scores[metric], scores["intervals"].get(metric) if metric in MAIN else None)
+                row[LABELS[metric]] = percent(
+                    scores[metric], scores["intervals"].get(metric) if metric in MAIN else None
+                )
         row |= {"log loss": f"{scores['log_loss']:.3f}", "calibration error": percent(scores["calibration_error"])}
         rows[name] = row
     return pd.DataFrame(rows).T
@@ -236,8 +238,8 @@ def summary(metrics: Mapping) -> str:
     classes = sorted(tested, key=lambda item: item[1]["recall"])
     chosen = metrics["chosen_by"]
     parts = [
-        f"{metrics['experiment']} (protocol {metrics['protocol']}, seed {metrics['seed']}): top-1 on {test['n']:,} test "
-        f"faces is {percent(test['top1'], test['intervals']['top1'])} %, balanced accuracy "
+        f"{metrics['experiment']} (protocol {metrics['protocol']}, seed {metrics['seed']}): top-1 on {test['n']:,} "
+        f"test faces is {percent(test['top1'], test['intervals']['top1'])} %, balanced accuracy "
         f"{percent(test['balanced_accuracy'], test['intervals']['balanced_accuracy'])} %.",
         f"Hardest class: {classes[0][0]} (recall {percent(classes[0][1]['recall'])} %); "
         f"easiest: {classes[-1][0]} ({percent(classes[-1][1]['recall'])} %).",
@@ -245,7 +247,9 @@ def summary(metrics: Mapping) -> str:
     ]
     if train:
         gap = (train["top1"] - test["top1"]) * 100
-        parts.insert(1, f"On the {train['n']:,} faces that trained it is {percent(train['top1'])} %, {gap:+.1f} points.")
+        parts.insert(
+            1, f"On the {train['n']:,} faces that trained it is {percent(train['top1'])} %, {gap:+.1f} points."
+        )
     if metrics["protocol"] == "study":
         parts.append("Under this protocol copies and interpolations of test faces trained the model: the score leaks.")
     return "\n".join(parts)

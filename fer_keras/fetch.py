@@ -32,9 +32,9 @@ def fetch(name: str, handle: str | None = None) -> tuple[Path, Faces]:
     try:
         folder = Path(kagglehub.dataset_download(source))
     except Exception as error:  # kagglehub raises many kinds, requests' among them
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ValueError(
-            f"Kaggle's {source} could not be downloaded: {reason} A Kaggle account may be needed: see kagglehub's README."
+            f"Kaggle's {source} could not be downloaded: {reason}. An account may be needed: see kagglehub's README."
         ) from None
     for file in wanted:
         found = sorted(folder.rglob(file), key=lambda path: len(path.parts))

@@ -44,15 +44,15 @@ def vggnet(
     Reference:
         Khaireddin and Chen, "Facial Emotion Recognition: State of the Art Performance on FER2013", arXiv 2105.03588.
     """
-    side = min(image_size) if not crop else crop
+    side = crop if crop else min(image_size)
     if side < 16 or crop > min(image_size):
         raise ValueError(
-            "`image_size` (or `crop`, which must fit into it) must be at least 16, since four pools halve it four times. "
+            "`image_size` (or `crop`, which must fit into it) must be at least 16, since four pools halve it. "
             f"Received: image_size={image_size}, crop={crop}"
         )
     if num_classes < 2 or channels not in (1, 3) or width <= 0 or not 0 <= dropout < 1 or l2 < 0:
         raise ValueError(
-            "`num_classes` must be at least 2, `channels` 1 or 3, `width` above 0, `dropout` in [0, 1), `l2` at least 0. "
+            "`num_classes` must be at least 2, `channels` 1 or 3, `width` above 0, `dropout` in [0, 1), `l2` 0 or more. "
             f"Received: num_classes={num_classes}, channels={channels}, width={width}, dropout={dropout}, l2={l2}"
         )
     penalty = regularizers.L2(l2) if l2 else None

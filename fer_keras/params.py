@@ -5,6 +5,7 @@ that experiment, the command line. A name or a type that does not fit stops the 
 """
 
 import ast
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping
@@ -86,10 +87,8 @@ def check(name: str, value, where: str = ""):
         raise ParameterError(f"There is no parameter {name!r}{place}.{hint}")
     wanted = PARAMETERS[name]
     if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise ParameterError(
             f"The parameter {name!r}{place} must be {_describe(wanted)}. Received: {value!r} ({type(value).__name__})"
@@ -98,7 +97,14 @@ def check(name: str, value, where: str = ""):
 
 
 def _describe(wanted: type) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a table"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        list: "a list",
+        dict: "a table",
+    }
     return names[wanted]
 
 
@@ -124,9 +130,7 @@ def read(path: str | Path) -> dict:
     return {name: check(name, value, str(path)) for name, value in content.items()}
 
 
-def resolve(
-    defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, command_line: Mapping = {}
-) -> dict:
+def resolve(defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, command_line: Mapping = {}) -> dict:
     """Resolve the parameters of one run; what is said later wins.
 
     Args:

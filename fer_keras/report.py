@@ -154,7 +154,9 @@ def findings(results: list[Result]) -> str:
     by_score = sorted(found.items(), key=lambda item: item[1]["sets"]["test"]["top1"])
     name, best = by_score[-1]
     test = best["sets"]["test"]
-    lines.append(f"Highest top-1: {name}, {percent(test['top1'], test['intervals']['top1'])} % of {test['n']:,} test faces.")
+    lines.append(
+        f"Highest top-1: {name}, {percent(test['top1'], test['intervals']['top1'])} % of {test['n']:,} test faces."
+    )
     fair = sorted(found.items(), key=lambda item: item[1]["sets"]["test"]["balanced_accuracy"])
     name, best = fair[-1]
     test = best["sets"]["test"]
@@ -166,11 +168,13 @@ def findings(results: list[Result]) -> str:
             if name.startswith("balanced-"):
                 change = metrics["sets"]["test"]
                 lines.append(
-                    f"{name} against tuned: top-1 {100 * (change['top1'] - start['top1']):+.2f} points, balanced accuracy "
-                    f"{100 * (change['balanced_accuracy'] - start['balanced_accuracy']):+.2f} points."
+                    f"{name} against tuned: top-1 {100 * (change['top1'] - start['top1']):+.2f} points, "
+                    f"balanced accuracy {100 * (change['balanced_accuracy'] - start['balanced_accuracy']):+.2f} points."
                 )
     table = recalls(results).mean(axis=1).sort_values()
-    lines.append("Hardest classes by mean recall: " + ", ".join(f"{c} {v:.1f} %" for c, v in table.head(3).items()) + ".")
+    lines.append(
+        "Hardest classes by mean recall: " + ", ".join(f"{c} {v:.1f} %" for c, v in table.head(3).items()) + "."
+    )
     if any(metrics["protocol"] == "study" for metrics in found.values()):
         lines.append("Numbers under the protocol `study` leak: copies of test faces trained those runs.")
     if stale := [result.experiment for result in results if result.state == "stale"]:
@@ -258,7 +262,9 @@ def publish(suite: str, outputs: str | Path = "outputs") -> list[Path]:
                 written.append(Path(shutil.copyfile(result.folder / name, there / name)))
         written.append(render(result.folder / "notebook.ipynb", there / "report.html", without_faces=True))
     if not written:
-        raise ValueError(f"No run of the suite {suite!r} is finished in {outputs}. Run it first: make report SUITE={suite}")
+        raise ValueError(
+            f"No run of the suite {suite!r} is finished in {outputs}. Run it first: make report SUITE={suite}"
+        )
     for page in ("explore", "report"):
         notebook = Path(outputs) / suite / page / "notebook.ipynb"
         if notebook.exists():

@@ -1,8 +1,8 @@
 """Balancing: imbalanced-learn's samplers on faces, with the origin of every row kept.
 
 Faces go in as uint8 and come out as uint8. In between they are float32 vectors of all pixels: on uint8 the distances
-between neighbours overflow. Memory grows to about five times the resampled set in float32, 2.1 GB for SMOTE-Tomek on
-FER2013's Training (benchmarks/resample.py).
+between neighbours overflow. Memory grows to about three times the resampled set in float32: SMOTE-Tomek on FER2013's
+Training peaks at 1.6 GB (benchmarks/resample.py).
 """
 
 from dataclasses import replace

@@ -26,7 +26,7 @@ import yaml
 from fer_keras.data import Faces
 from fer_keras.params import LOCATIONS
 
-# The code from data to trained weights: when it has changed since a run, the run is stale. Drawn faces have a version.
+# The code from data to trained weights: when it has changed since a run, the run is stale.
 TRAINING_MODULES = ("data", "split", "resample", "augment", "model", "train")
 PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "scikit-learn", "imbalanced-learn", "fer-keras")
 
@@ -67,10 +67,18 @@ def source_hash() -> str:
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
                 body[0].value.value = ""
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
+
+
+LOADED_CODE = source_hash()  # now, because the files may change while a training runs
 
 
 # --- Writing --------------------------------------------------------------------------------------------------------
@@ -164,7 +172,7 @@ def environment(key: str, seconds: float) -> dict:
             versions[package] = importlib.metadata.version(package)
     return {
         "key": key,
-        "source_hash": source_hash(),
+        "source_hash": LOADED_CODE,
         "git_commit": _git_commit(),
         "versions": versions,
         "backend": keras.backend.backend(),
@@ -179,7 +187,9 @@ def environment(key: str, seconds: float) -> dict:
 def _git_commit() -> str | None:
     here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "rev-parse", "--verify", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
@@ -280,8 +290,8 @@ def sibling(p, experiment: str) -> Path:
     folder = folder_of(p.suite, experiment, p.seed, p.outputs)
     if read_environment(folder) is None:
         raise RunError(
-            f"The run {experiment!r} of suite {p.suite!r} with seed {p.seed} is needed and is not finished: there is no "
-            f"{folder / 'environment.json'}. Run it first: papermill notebooks/train.ipynb "
+            f"The run {experiment!r} of suite {p.suite!r} with seed {p.seed} is needed and is not finished: there is "
+            f"no {folder / 'environment.json'}. Run it first: papermill notebooks/train.ipynb "
             f"{folder / 'notebook.ipynb'} -f params/{experiment}.yaml -f params/suites/{p.suite}.yaml"
         )
     return folder

@@ -89,7 +89,9 @@ def jobs(
         if name in needed_by:
             raise ValueError(f"Experiments cannot start from each other: {' → '.join([*needed_by, name])}.")
         notebook, one = resolved[name, seed]
-        needs = tuple(one.get("members") or [one["starts_from"]] if one.get("members") or one.get("starts_from") else [])
+        needs = tuple(
+            one.get("members") or [one["starts_from"]] if one.get("members") or one.get("starts_from") else []
+        )
         for other in needs:
             add(other, seed, (*needed_by, name))
         key = run.key_of(one, fingerprint, {other: found[other, seed].key for other in needs})

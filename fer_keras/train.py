@@ -2,12 +2,14 @@
 
 `fit` wraps the model so that each compiled step gathers its faces by row index from the device's memory and augments
 them there; only the inner model is kept. Each epoch's order is derived from seed and epoch, and a checkpoint holds all
-that the next epoch depends on, so that a training that was killed and resumed ends with the metrics of one that was not.
+that the next epoch depends on, so that a training that was killed and resumed ends with the metrics of one that was
+not.
 """
 
 import json
 import os
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,10 @@ import numpy as np
 import pandas as pd
 from keras import callbacks, ops, optimizers
 from tqdm import tqdm
-from tqdm.keras import TqdmCallback
+
+with warnings.catch_warnings():  # about Jupyter widgets, which a bar of text does not need
+    warnings.simplefilter("ignore")
+    from tqdm.keras import TqdmCallback
 
 OPTIMIZERS = {
     "adadelta": optimizers.Adadelta,
@@ -94,7 +99,7 @@ def build_optimizer(
 
 
 def balanced_class_weight(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Weights n / (num_classes · count) of the classes, so that each counts the same in the loss; 0 for an empty one."""
+    """Weights n / (num_classes · count) by which each class counts the same in the loss; 0 for an empty one."""
     counts = np.bincount(labels, minlength=num_classes)
     weights = len(labels) / (num_classes * np.maximum(counts, 1))
     return np.where(counts, weights, 0.0).astype("float32")
@@ -233,8 +238,8 @@ def check(p) -> None:
     choose("class_weight", p.class_weight, CLASS_WEIGHTS)
     if p.epochs < 1 or p.batch_size < 1 or p.patience < 0 or not 0 <= p.label_smoothing < 1:
         raise ValueError(
-            "`epochs` and `batch_size` must be at least 1, `patience` at least 0, `label_smoothing` in [0, 1). Received: "
-            f"epochs={p.epochs}, batch_size={p.batch_size}, patience={p.patience}, label_smoothing={p.label_smoothing}"
+            "`epochs` and `batch_size` must be at least 1, `patience` at least 0, `label_smoothing` in [0, 1). "
+            f"Received: epochs={p.epochs}, batch_size={p.batch_size}, patience={p.patience}, label_smoothing={p.label_smoothing}"
         )
     build_optimizer(p.optimizer, p.learning_rate, p.schedule, p.epochs, 1, p.warmup_epochs)
 

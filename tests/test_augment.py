@@ -104,5 +104,5 @@ def test_rotation_is_in_degrees():
     ids=str,
 )
 def test_a_strength_out_of_range_is_refused(given):
-    with pytest.raises(ValueError, match="`rotation` must be 0–180 degrees.*Received: rotation="):
+    with pytest.raises(ValueError, match=r"`rotation` must be 0–180 degrees.*Received: rotation="):
         augment.online(**given)

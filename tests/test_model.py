@@ -47,7 +47,7 @@ def test_faces_become_probabilities(given):
 
 
 def expected_count(side, width=1.0, channels=1, num_classes=7):
-    """Weights by hand: a 3×3 kernel and bias per filter, four numbers per normalised filter, then three dense layers."""
+    """Weights by hand: a 3×3 kernel, a bias and four numbers of normalisation per filter, then three dense layers."""
     count, before = 0, channels
     for filters in (64, 64, 128, 128, 256, 256, 512, 512):
         filters = int(filters * width)

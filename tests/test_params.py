@@ -68,7 +68,9 @@ def test_an_ill_typed_value_is_refused(name, value, wanted):
 
 
 def test_a_misspelled_name_names_the_nearest_one():
-    with pytest.raises(params.ParameterError, match=r"no parameter 'learning_rat' in a.yaml. Did you mean 'learning_rate'"):
+    with pytest.raises(
+        params.ParameterError, match=r"no parameter 'learning_rat' in a.yaml. Did you mean 'learning_rate'"
+    ):
         params.check("learning_rat", 1.0, "a.yaml")
 
 
@@ -221,7 +223,9 @@ CELL = (
 
 def notebook(monkeypatch, injected="", command=()):
     """What `globals()` holds below the `parameters` cell and the cell that papermill injected."""
-    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=lambda: SimpleNamespace(cmdline=lambda: command)))
+    monkeypatch.setattr(
+        psutil, "Process", lambda: SimpleNamespace(parent=lambda: SimpleNamespace(cmdline=lambda: command))
+    )
     namespace = {}
     exec(CELL, namespace)
     exec(injected, namespace)

@@ -13,7 +13,15 @@ from fer_keras import evaluate, model, resample, run, split
 from fer_keras.data import CLASS_NAMES
 from fer_keras.params import LOCATIONS, PARAMETERS
 
-PARAMS = {"experiment": "tuned", "suite": "s", "seed": 0, "data": "drawn", "outputs": "outputs", "epochs": 3, "flip": False}
+PARAMS = {
+    "experiment": "tuned",
+    "suite": "s",
+    "seed": 0,
+    "data": "drawn",
+    "outputs": "outputs",
+    "epochs": 3,
+    "flip": False,
+}
 
 
 class Weights:
@@ -29,7 +37,10 @@ def finish(outputs, experiment, parts=None, class_names=CLASS_NAMES, **given):
     params = PARAMS | {"experiment": experiment, "outputs": str(outputs)} | given
     history = pd.DataFrame({"epoch": [1], "loss": [0.5]})
     run.save_training(folder, params, f"key of {experiment}", parts or {}, history, Weights(), 1.0)
-    sets = {role: (part, np.full((len(part), len(class_names)), 1 / len(class_names))) for role, part in (parts or {}).items()}
+    sets = {
+        role: (part, np.full((len(part), len(class_names)), 1 / len(class_names)))
+        for role, part in (parts or {}).items()
+    }
     run.save_predictions(folder, class_names, sets)
     return folder
 
@@ -189,7 +200,9 @@ def test_training_again_takes_back_what_the_old_weights_gave(faces, tmp_path):
 
     with pytest.raises(OSError, match="full"):
         run.save_training(folder, PARAMS, "new", {"test": faces}, None, Broken(), 1.0)
-    assert run.read_environment(folder) is None and run.checkpoint_path(folder).exists(), "unfinished, and to be resumed"
+    assert run.read_environment(folder) is None and run.checkpoint_path(folder).exists(), (
+        "unfinished, and to be resumed"
+    )
     left = {path.name for path in folder.iterdir()}
     assert left == {"params.yaml", "rows.npz", "history.csv", "model.keras", "checkpoint.npz"}
     finish(tmp_path, "tuned", {"test": faces})
@@ -208,7 +221,9 @@ def test_metrics_say_what_was_scored_and_split_by_origin(faces, tmp_path, resamp
     assert (found["key"], found["protocol"], found["data"], found["chosen_by"]) == ("key", "study", "drawn", chosen_by)
     for name, part in parts.items():
         scores = found["sets"][name]
-        assert scores["n"] == len(part) and scores["top1"] == evaluate.score(part.labels, sets[name].probabilities)["top1"]
+        assert (
+            scores["n"] == len(part) and scores["top1"] == evaluate.score(part.labels, sets[name].probabilities)["top1"]
+        )
         origins = {n: int((part.origin == n).sum()) for n in ("original", "synthetic")}
         by_origin = {n: one["n"] for n, one in scores.get("by_origin", {}).items()}
         assert by_origin == (origins if resampling == "smote" else {})
@@ -276,9 +291,9 @@ def test_a_run_whose_ancestor_trained_on_its_test_faces_is_refused_except_under_
     shared = len(np.intersect1d(trained, parts["test"].rows))
     with pytest.raises(run.RunError, match=rf"ros.* trained on {shared} of the {len(parts['test'])} faces"):
         run.check_ancestors(family["ros"], parts["test"], "official")
-    with pytest.raises(run.RunError, match="tuned.* trained on 5 of the 5 faces"):
+    with pytest.raises(run.RunError, match=r"tuned.* trained on 5 of the 5 faces"):
         run.check_ancestors(family["tuned"], parts["train"].take(slice(0, 5)), "official")
-    with pytest.raises(run.RunError, match="ros.* trained on"):
+    with pytest.raises(run.RunError, match=r"ros.* trained on"):
         run.check_ancestors(family["ensemble"], parts["test"], "official")
     run.check_ancestors(family["ros"], parts["test"], "study")
 
@@ -296,7 +311,7 @@ def test_members_must_have_one_class_order(faces, tmp_path):
     same = {name: finish(tmp_path, name, {"test": faces}) for name in ("a", "b")}
     assert run.check_members(same) == list(CLASS_NAMES)
     other = finish(tmp_path, "c", {"test": faces}, class_names=sorted(CLASS_NAMES))
-    with pytest.raises(run.RunError, match="a has angry, .*, surprise, neutral; c has angry, .*, neutral, sad, surprise"):
+    with pytest.raises(run.RunError, match=r"a has angry, .*, neutral; c has angry, .*, neutral, sad, surprise"):
         run.check_members(same | {"c": other})
     with pytest.raises(run.RunError, match="`members` is empty"):
         run.check_members({})
@@ -308,7 +323,7 @@ def test_an_ensemble_under_official_is_scored_on_the_official_roles(faces):
         assert_same_faces(found[role], part)
 
 
-def test_an_ensemble_under_study_is_scored_on_each_members_test_faces_on_all_and_on_unseen_ones(faces, family, tmp_path):
+def test_an_ensemble_under_study_is_scored_on_each_members_test_faces_all_and_unseen_ones(faces, family, tmp_path):
     members = {name: family[name] for name in ("ros", "smote")}
     found = run.ensemble_sets(faces, members, "study")
     assert {"test", "test_ros", "test_smote"} <= set(found) <= {"test", "test_unseen", "test_ros", "test_smote"}

@@ -117,7 +117,12 @@ def test_snakemake_and_papermill_resolve_alike():
 @pytest.mark.parametrize(
     ("file", "values", "error", "message"),
     [
-        ("suites/demo", {"experiments": ["balanced-ros"], "overrides": {}}, ValueError, "balanced-ros needs the run 'tuned'"),
+        (
+            "suites/demo",
+            {"experiments": ["balanced-ros"], "overrides": {}},
+            ValueError,
+            "balanced-ros needs the run 'tuned'",
+        ),
         ("tuned", {"starts_from": "tuned"}, ValueError, "start from each other: tuned → tuned"),
         ("tuned", {"starts_from": "balanced-ros"}, ValueError, "each other: tuned → balanced-ros → tuned"),
         ("tuned", {"experiment": "baseline"}, params.ParameterError, "tuned.yaml must say `experiment: tuned`"),
@@ -134,7 +139,7 @@ def test_a_suite_that_cannot_run_is_refused(files, file, values, error, message)
 
 
 def test_an_unknown_suite_or_parameter_is_refused():
-    with pytest.raises(FileNotFoundError, match="There is no .*dmo.yaml. Did you mean 'demo'"):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*dmo.yaml. Did you mean 'demo'"):
         suite.jobs("dmo")
-    with pytest.raises(params.ParameterError, match="'dat' in the command line. Did you mean 'data'"):
+    with pytest.raises(params.ParameterError, match=r"'dat' in the command line. Did you mean 'data'"):
         suite.jobs("demo", {"dat": "x"}, fingerprint="f")

@@ -49,7 +49,13 @@ class KillAfter(keras.callbacks.Callback):
     [
         {"learning_rate": 1e-3},
         {"learning_rate": 1e-2, "optimizer": "sgd", "schedule": "plateau", "patience": 2, "monitor": "val_loss"},
-        {"learning_rate": 1e-3, "schedule": "cosine", "warmup_epochs": 1, "label_smoothing": 0.1, "class_weight": "balanced"},
+        {
+            "learning_rate": 1e-3,
+            "schedule": "cosine",
+            "warmup_epochs": 1,
+            "label_smoothing": 0.1,
+            "class_weight": "balanced",
+        },
     ],
     ids=["adam", "plateau", "cosine"],
 )
