@@ -45,6 +45,7 @@ def online(
     if zoom:
         steps.append(layers.RandomZoom(zoom, zoom, fill_mode="nearest"))
     if shift:
-        height, width = image_size
-        steps.append(layers.RandomTranslation(shift / height, shift / width, "nearest", interpolation="nearest"))
+        # Half a pixel more on either side, so that rounding makes all whole moves equally likely.
+        factors = [(shift + 0.499) / side for side in image_size]
+        steps.append(layers.RandomTranslation(*factors, fill_mode="nearest", interpolation="nearest"))
     return keras.Sequential(steps, name="augmentation") if steps else None

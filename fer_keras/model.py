@@ -45,9 +45,9 @@ def vggnet(
         Khaireddin and Chen, "Facial Emotion Recognition: State of the Art Performance on FER2013", arXiv 2105.03588.
     """
     side = crop if crop else min(image_size)
-    if side < 16 or crop > min(image_size):
+    if side < 16 or crop > min(image_size) or (crop and any((size - crop) % 2 for size in image_size)):
         raise ValueError(
-            "`image_size` (or `crop`, which must fit into it) must be at least 16, since four pools halve it. "
+            "`image_size` (or `crop`, which must fit into it with equal borders) must be at least 16 for four pools. "
             f"Received: image_size={image_size}, crop={crop}"
         )
     if num_classes < 2 or channels not in (1, 3) or width <= 0 or not 0 <= dropout < 1 or l2 < 0:

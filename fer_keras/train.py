@@ -238,7 +238,7 @@ def check(p) -> None:
     choose("class_weight", p.class_weight, CLASS_WEIGHTS)
     if p.epochs < 1 or p.batch_size < 1 or p.patience < 0 or not 0 <= p.label_smoothing < 1:
         raise ValueError(
-            "`epochs` and `batch_size` must be at least 1, `patience` at least 0, `label_smoothing` in [0, 1). Received: "
+            "`epochs` and `batch_size` must be at least 1, `patience` ≥ 0, `label_smoothing` in [0, 1). Received: "
             f"{p.epochs}, {p.batch_size}, {p.patience}, {p.label_smoothing}"
         )
     build_optimizer(p.optimizer, p.learning_rate, p.schedule, p.epochs, 1, p.warmup_epochs)

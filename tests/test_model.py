@@ -33,7 +33,7 @@ def reloaded(network, path):
         {"channels": 3},
         {"num_classes": 8},
         {"image_size": (64, 48)},
-        {"image_size": (17, 30), "num_classes": 2, "channels": 3, "crop": 16},
+        {"image_size": (18, 30), "num_classes": 2, "channels": 3, "crop": 16},
     ],
     ids=str,
 )
