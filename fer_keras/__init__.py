@@ -1,7 +1,8 @@
 """fer-keras: rerun a published facial-expression-recognition study, and see what each of its numbers is worth.
 
-The modules, in the order in which a face passes them: `data` (and `drawn`) → `split` → `resample` → `augment` →
-`model` → `train` → `evaluate` → `plots`, `report`. `params` resolves a run's parameters, `run` is its folder.
+The modules, in the order in which a face passes them: `data`, `drawn` (`source` chooses) → `split` → `resample` →
+`augment` → `model` → `train` → `evaluate` → `plots`, `report`. `params` resolves a run's parameters, `run` is its
+folder, `suite` the graph of runs.
 """
 
 import os

@@ -57,7 +57,7 @@ def _fetch(given):
 
 
 def _show(given):
-    from fer_keras.data import load
+    from fer_keras.source import load
 
     _print_counts(load(given.path))
 

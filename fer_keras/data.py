@@ -91,35 +91,6 @@ class Faces:
         return np.where(self.rows < 0, "synthetic", np.where(self.parents[:, 0] >= 0, "copy", "original"))
 
 
-def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
-    """Load the faces that the parameter `data` names: "drawn", or the path of FER2013.
-
-    Args:
-        data: "drawn" for `drawn_faces` faces made by `fer_keras.drawn` with seed 0, kept in the user's cache folder;
-            otherwise see `load_fer2013`.
-        drawn_faces: how many faces to draw.
-    """
-    if str(data) != "drawn":
-        return load_fer2013(data)
-    from fer_keras.drawn import draw, fingerprint
-
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
-    kept = folder / f"drawn-{drawn_faces}-{fingerprint(drawn_faces)[:16]}"
-    if (faces := _read_cache(kept)) is None:
-        faces = draw(drawn_faces)
-        _write_cache(kept, faces)
-    return faces
-
-
-def fingerprint_of(data: str | Path, drawn_faces: int = 2800) -> str:
-    """The fingerprint of what `load` returns, without drawing faces."""
-    if str(data) == "drawn":
-        from fer_keras.drawn import fingerprint
-
-        return fingerprint(drawn_faces)
-    return load_fer2013(data).fingerprint
-
-
 def load_fer2013(path: str | Path, cache: bool = True) -> Faces:
     """Load FER2013 from Kaggle's CSV files or from image folders.
 
@@ -151,7 +122,7 @@ def load_fer2013(path: str | Path, cache: bool = True) -> Faces:
     stamp = _stamp(path, files)
     folder = path.parent if path.is_file() else path
     kept = folder / ".fer_keras" / f"{path.name}-{stamp[:16]}"
-    if cache and (faces := _read_cache(kept)) is not None:
+    if cache and (faces := read_cache(kept)) is not None:
         return faces
     faces = _read_csv(path) if files is None else _read_folder(path, files)
     digest = hashlib.sha256(str(faces.images.shape).encode())
@@ -159,7 +130,7 @@ def load_fer2013(path: str | Path, cache: bool = True) -> Faces:
         digest.update(np.ascontiguousarray(array))
     faces = replace(faces, fingerprint=digest.hexdigest())
     if cache:
-        _write_cache(kept, faces)
+        write_cache(kept, faces)
     return faces
 
 
@@ -180,22 +151,27 @@ def as_uint8_grey(image) -> np.ndarray:
 
 
 def _read_csv(path: Path) -> Faces:
-    if not os.access(path, os.R_OK):
-        raise PermissionError(f"{path} cannot be read: permission denied.")
-    with open(path, "rb") as file:
-        header = file.readline().removeprefix(b"\xef\xbb\xbf")
-        if not header.strip():
-            raise ValueError(f"{path} is empty. Expected FER2013 with the header emotion,pixels,Usage.")
-        names = [name.strip().strip('"') for name in header.decode("utf-8", "replace").split(",")]
-        columns = {name.lower(): index for index, name in enumerate(names)}
-        if set(columns) != {"emotion", "pixels", "usage"} or len(names) != 3:
-            shown = ",".join(names)[:80]
-            raise ValueError(
-                f"The header of {path} is {shown!r}. Expected emotion,pixels,Usage (fer2013.csv) or "
-                "emotion, Usage, pixels (icml_face_data.csv)."
-            )
-        with ThreadPoolExecutor() as pool:  # NumPy lets the threads run side by side
-            blocks = list(pool.map(lambda job: _read_block(path, columns, *job), _blocks(file)))
+    try:
+        with open(path, "rb") as file:
+            return _parse_csv(path, file)
+    except PermissionError:
+        raise PermissionError(f"{path} cannot be read: permission denied.") from None
+
+
+def _parse_csv(path: Path, file) -> Faces:
+    header = file.readline().removeprefix(b"\xef\xbb\xbf")
+    if not header.strip():
+        raise ValueError(f"{path} is empty. Expected FER2013 with the header emotion,pixels,Usage.")
+    names = [name.strip().strip('"') for name in header.decode("utf-8", "replace").split(",")]
+    columns = {name.lower(): index for index, name in enumerate(names)}
+    if set(columns) != {"emotion", "pixels", "usage"} or len(names) != 3:
+        shown = ",".join(names)[:80]
+        raise ValueError(
+            f"The header of {path} is {shown!r}. Expected emotion,pixels,Usage (fer2013.csv) or "
+            "emotion, Usage, pixels (icml_face_data.csv)."
+        )
+    with ThreadPoolExecutor() as pool:  # NumPy lets the threads run side by side
+        blocks = list(pool.map(lambda job: _read_block(path, columns, *job), _blocks(file)))
     if not any(len(labels) for _, labels, _ in blocks):
         raise ValueError(f"{path} has a header and no rows. Expected a row for each face.")
     images, labels, usage = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
@@ -387,7 +363,8 @@ def _stamp(path: Path, files: Sequence[Path] | None) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(folder: Path) -> Faces | None:
+def read_cache(folder: Path) -> Faces | None:
+    """The faces that `write_cache` kept in this folder, images as a read-only memory map; None if there are none."""
     try:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
@@ -399,7 +376,7 @@ def _read_cache(folder: Path) -> Faces | None:
         return None
 
 
-def _write_cache(folder: Path, faces: Faces) -> None:
+def write_cache(folder: Path, faces: Faces) -> None:
     """Write the cache under a temporary name and rename it; where that is not possible, do without."""
     temporary = None
     try:

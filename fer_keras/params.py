@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import yaml
 
 # Every parameter of every notebook, with its type: a suite may set what only some of its notebooks use. The notebooks'
@@ -190,6 +191,12 @@ def from_notebook(namespace: Mapping) -> SimpleNamespace:
     defaults = {name: namespace[name] for name in namespace["__annotations__"]}
     defaults = {name: check(name, value) for name, value in defaults.items()}
     return SimpleNamespace(**resolve(defaults, injected, {}, given))
+
+
+def table(p: SimpleNamespace) -> pd.DataFrame:
+    """The resolved parameters as a table for readers; of paths the last part, since reports are passed on."""
+    shown = {name: Path(value).name if name in ("data", "outputs") else value for name, value in vars(p).items()}
+    return pd.Series({name: str(value) for name, value in shown.items()}, name="value").to_frame()
 
 
 def _injected_cell(namespace: Mapping) -> str:

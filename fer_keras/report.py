@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from fer_keras import params, run
 from fer_keras.evaluate import percent
@@ -257,7 +258,9 @@ def publish(suite: str, outputs: str | Path = "outputs") -> list[Path]:
             continue
         there = run.folder_of(suite, result.experiment, result.seed, target)
         there.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.json", "predictions.npz", "params.yaml", "environment.json", "history.csv"):
+        kept = {name: v for name, v in run.read_params(result.folder).items() if name not in params.LOCATIONS}
+        run.write_text(there / "params.yaml", yaml.safe_dump(kept, sort_keys=False))
+        for name in ("metrics.json", "predictions.npz", "environment.json", "history.csv"):
             if (result.folder / name).exists():
                 written.append(Path(shutil.copyfile(result.folder / name, there / name)))
         written.append(render(result.folder / "notebook.ipynb", there / "report.html", without_faces=True))

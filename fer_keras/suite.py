@@ -75,7 +75,7 @@ def jobs(
             one = params.resolve(defaults[notebook], experiment, content, {"seed": seed, **command_line})
             resolved[name, seed] = (notebook, one)
     if fingerprint is None:
-        from fer_keras.data import fingerprint_of
+        from fer_keras.source import fingerprint_of
 
         first = next(iter(resolved.values()))[1]
         fingerprint = fingerprint_of(first["data"], first["drawn_faces"])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fer_keras import data
 from fer_keras.data import CLASS_NAMES, Faces, load_fer2013
+from fer_keras.source import fingerprint_of, load
 
 ICML = "emotion, Usage, pixels"
 
@@ -110,10 +111,13 @@ def test_every_pixel_value_at_every_place_is_read(write_csv, row):
     np.testing.assert_array_equal(found.images.reshape(len(images), -1), images)
 
 
-def test_load_takes_drawn_or_a_path(lines, write_csv):
+def test_load_takes_drawn_or_a_path(lines, write_csv, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_csv(*lines)
-    assert data.load(str(path)).fingerprint == data.fingerprint_of(path) == load_fer2013(path, cache=False).fingerprint
-    assert data.load("drawn", 140).fingerprint == data.fingerprint_of("drawn", 140) != data.fingerprint_of("drawn", 141)
+    assert load(str(path)).fingerprint == fingerprint_of(path) == load_fer2013(path, cache=False).fingerprint
+    drawn, kept = load("drawn", 140), load("drawn", 140)
+    assert isinstance(kept.images, np.memmap) and np.array_equal(drawn.images, kept.images)
+    assert drawn.fingerprint == kept.fingerprint == fingerprint_of("drawn", 140)
 
 
 @pytest.mark.parametrize("change", [{"emotion": 6}, {"usage": "PrivateTest"}, {"pixels": [1] + 2303 * [0]}])

@@ -115,7 +115,7 @@ def test_the_model_rescales_by_itself():
         ({"channels": 2}, "`channels` 1 or 3"),
         ({"width": 0}, "`width` above 0"),
         ({"dropout": 1.0}, "`dropout` in"),
-        ({"l2": -1e-4}, "`l2` at least 0"),
+        ({"l2": -1e-4}, "`l2` ≥ 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused(given, message):

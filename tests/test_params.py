@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 import sys
@@ -283,3 +284,23 @@ def test_papermill_resolves_files_and_command_line(tmp_path):
     subprocess.run([sys.executable, "-m", "papermill", *words.split()], cwd=tmp_path, check=True, capture_output=True)
     printed = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[-1]["text"]
     assert yaml.safe_load(printed) == {"experiment": "tuned", "learning_rate": 0.5, "epochs": 7}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_no_cell_gives_a_parameters_name_another_value(path):
+    """Otherwise running the notebook's cells again, in Jupyter, would take that value for the parameter."""
+    names = set(inspect_notebook(str(path)))
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []) and "%pip" not in cell.source:
+            stored = {
+                n.id
+                for n in ast.walk(ast.parse(cell.source))
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            }
+            imported = {
+                a.asname or a.name
+                for n in ast.walk(ast.parse(cell.source))
+                if isinstance(n, ast.ImportFrom)
+                for a in n.names
+            }
+            assert not (stored | imported) & names

@@ -1,0 +1,30 @@
+"""Where a run's faces come from: what its parameter `data` names."""
+
+import os
+from pathlib import Path
+
+from fer_keras import drawn
+from fer_keras.data import Faces, load_fer2013, read_cache, write_cache
+
+
+def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
+    """Load the faces that the parameter `data` names: "drawn", or the path of FER2013.
+
+    Args:
+        data: "drawn" for `drawn_faces` faces made by `fer_keras.drawn` with seed 0, kept in the user's cache folder;
+            otherwise see `fer_keras.data.load_fer2013`.
+        drawn_faces: how many faces to draw.
+    """
+    if str(data) != "drawn":
+        return load_fer2013(data)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
+    kept = folder / f"drawn-{drawn_faces}-{drawn.fingerprint(drawn_faces)[:16]}"
+    if (faces := read_cache(kept)) is None:
+        faces = drawn.draw(drawn_faces)
+        write_cache(kept, faces)
+    return faces
+
+
+def fingerprint_of(data: str | Path, drawn_faces: int = 2800) -> str:
+    """The fingerprint of what `load` returns, without drawing faces."""
+    return drawn.fingerprint(drawn_faces) if str(data) == "drawn" else load_fer2013(data).fingerprint

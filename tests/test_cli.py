@@ -1,0 +1,121 @@
+"""The command line, and the download with a stand-in for kagglehub."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from fer_keras import report
+from fer_keras.cli import main
+from fer_keras.fetch import fetch
+
+
+@pytest.fixture
+def kaggle(monkeypatch, write_csv, row):
+    """Stands for kagglehub: "downloads" a folder that the test fills; records what was asked for."""
+    asked = []
+
+    def download(handle):
+        asked.append(handle)
+        return str(download.folder)
+
+    path = write_csv(*(row(label, usage) for usage in ("Training", "PublicTest", "PrivateTest") for label in range(7)))
+    download.folder = path.parent
+    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=download))
+    return SimpleNamespace(asked=asked, path=path, download=download)
+
+
+def test_fetch_gives_the_path_to_use_and_counts_the_faces(kaggle, capsys):
+    assert main(["data", "fetch", "fer2013"]) == 0
+    shown = capsys.readouterr().out
+    assert kaggle.asked == ["deadskull7/fer2013"]
+    assert f"make report DATA={kaggle.path}" in shown and "PrivateTest" in shown and "21" in shown
+
+
+def test_fetch_takes_another_handle(kaggle):
+    path, faces = fetch("fer2013", handle="someone/else")
+    assert kaggle.asked == ["someone/else"] and path == kaggle.path and len(faces) == 21
+
+
+def test_fetch_says_what_the_download_held_instead(kaggle, tmp_path, capsys):
+    kaggle.download.folder = tmp_path / "other"
+    kaggle.download.folder.mkdir()
+    (kaggle.download.folder / "notes.txt").write_text("")
+    assert main(["data", "fetch", "fer2013"]) == 2
+    assert "holds none of fer2013.csv, icml_face_data.csv, train. Found: notes.txt" in capsys.readouterr().err
+
+
+def test_fetch_without_a_network_is_one_sentence(monkeypatch, capsys):
+    def refuse(handle):
+        raise ConnectionError("name resolution failed\nand more")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=refuse))
+    assert main(["data", "fetch", "fer2013"]) == 2
+    error = capsys.readouterr().err
+    assert "could not be downloaded: name resolution failed and more." in error and error.count("\n") == 1
+
+
+def test_fetch_without_kagglehub_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    assert main(["data", "fetch", "fer2013"]) == 2
+    assert "pip install 'fer-keras[fetch]'" in capsys.readouterr().err
+
+
+def test_show_counts_the_faces_of_a_file(write_csv, row, capsys):
+    path = write_csv(row(3, "Training"), row(3, "PrivateTest"), row(6, "Training"))
+    assert main(["data", "show", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["All", "2", "1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "show", "nothing.csv"], "There is no file or folder nothing.csv"),
+        (["render", "nothing.ipynb"], "There is no notebook nothing.ipynb"),
+        (["status", "ofisial"], "Did you mean 'official'?"),
+        (["publish", "demo", "--outputs", "nowhere"], "No run of the suite 'demo' is finished in nowhere"),
+        (["tables", "nothing.md"], "nothing.md"),
+    ],
+)
+def test_a_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ROOT)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("fer-keras: ") and error.count("\n") == 1
+
+
+def test_status_names_every_run_of_the_suite(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert main(["status", "demo", "--outputs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and all(line.startswith("not run") for line in lines)
+
+
+def test_the_readmes_tables_agree_with_the_published_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- table: official-cpu -->" in text
+    assert report.fill_tables(text) == text, "run: fer-keras tables"
+
+
+def test_published_metrics_agree_with_the_published_predictions():
+    from fer_keras import run
+    from fer_keras.evaluate import score
+
+    for path in (ROOT / "outputs/published").glob("*/*/seed-*/metrics.json"):
+        metrics = run.read_metrics(path.parent)
+        class_names, sets = run.read_predictions(path.parent)
+        for name, found in sets.items():
+            again = score(found.labels, found.probabilities, class_names)
+            kept = {key: metrics["sets"][name][key] for key in again}
+            assert _close(again, kept), f"{path}: {name}"
+
+
+def _close(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_close, a, b))
+    return a == pytest.approx(b, rel=1e-6, abs=1e-9)
