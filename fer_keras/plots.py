@@ -51,21 +51,21 @@ def faces_grid(images: np.ndarray, titles: Sequence[str] | None = None, columns:
 
 
 def samples(faces: Faces, per_class: int = 7, random_state: int = 0):
-    """A grid with one row of random faces for each class."""
+    """Random faces in one row for each class; returns the figure, with one axes for each class."""
     rng = np.random.default_rng(random_state)
     names = faces.class_names
-    figure, axes = plt.subplots(
-        len(names), per_class, figsize=(per_class * 1.1, len(names) * 1.1), layout="constrained", squeeze=False
-    )
-    for code, name in enumerate(names):
+    height, width = faces.images.shape[1:3]
+    figure, axes = plt.subplots(len(names), 1, figsize=(per_class * 1.1, len(names) * 1.1), layout="constrained")
+    for code, (name, ax) in enumerate(zip(names, axes, strict=True)):
         members = np.flatnonzero(faces.labels == code)
         chosen = rng.choice(members, min(per_class, len(members)), replace=False)
-        for column, ax in enumerate(axes[code]):
-            ax.set(xticks=[], yticks=[])
-            sns.despine(ax=ax, left=True, bottom=True)
-            if column < len(chosen):
-                ax.imshow(faces.images[chosen[column]].squeeze(), cmap="gray", vmin=0, vmax=255)
-        axes[code, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+        row = np.full((height, per_class * (width + 2), *faces.images.shape[3:]), 255, "uint8")
+        for column, index in enumerate(chosen):
+            row[:, column * (width + 2) :][:, :width] = faces.images[index]
+        ax.imshow(row.squeeze(), cmap="gray", vmin=0, vmax=255)
+        ax.set(xticks=[], yticks=[])
+        sns.despine(ax=ax, left=True, bottom=True)
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
     return figure
 
 

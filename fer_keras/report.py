@@ -76,7 +76,7 @@ def comparison(results: list[Result]) -> pd.DataFrame:
     ours = {}
     for result in results:
         ours.setdefault(result.experiment, result)
-    names = list(dict.fromkeys([*PUBLISHED, *ours]))
+    names = list(dict.fromkeys([*ours, *PUBLISHED]))
     rows = {}
     for name in names:
         published, result = PUBLISHED.get(name), ours.get(name)
@@ -123,10 +123,10 @@ def roles(results: list[Result]) -> pd.DataFrame:
         train = sets.get("train")
         rows[name] = {
             "trained on": f"{train['n']:,}" if train else "–",
-            "top-1 there %": percent(train["top1"]) if train else "–",
+            "top-1 on these %": percent(train["top1"]) if train else "–",
             "chosen by": f"{chosen['role']}, {chosen['n']:,}",
             "scored on": f"test, {sets['test']['n']:,}",
-            "top-1 there % ": percent(sets["test"]["top1"]),
+            "top-1 on test %": percent(sets["test"]["top1"]),
             "protocol": metrics["protocol"],
         }
     return pd.DataFrame(rows).T
