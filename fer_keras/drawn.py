@@ -81,9 +81,9 @@ def draw_face(expression: str, rng: np.random.Generator, strength: float | None 
         uint8 (48, 48), 0–255.
     """
     size = IMAGE_SIZE[0] * SCALE
-    strength = rng.beta(3.0, 1.3) if strength is None else strength
+    strength = rng.beta(5.0, 1.2) if strength is None else strength
     shape = {
-        name: rest + strength * (SHAPES[expression].get(name, rest) - rest) + rng.normal(0, 0.09)
+        name: rest + strength * (SHAPES[expression].get(name, rest) - rest) + rng.normal(0, 0.07)
         for name, rest in REST.items()
     }
     skin, dark = rng.uniform(120, 225), rng.uniform(10, 60)

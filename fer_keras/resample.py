@@ -5,6 +5,7 @@ between neighbours overflow. Memory grows to about three times the resampled set
 Training peaks at 1.6 GB (benchmarks/resample.py).
 """
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -161,6 +162,11 @@ def rebuild(faces: Faces, rows: np.ndarray, parents: np.ndarray, weight: np.ndar
     return replace(faces, images=images, labels=labels, rows=rows, usage=usage, parents=parents, weight=weight)
 
 
+def split_seed(resampling: str, seed: int) -> int:
+    """Seed of the study's split, one for each method: ROS and SMOTE, whose labels are equal, must not draw the same."""
+    return zlib.crc32(f"{resampling} {seed}".encode())
+
+
 def assign_roles(faces: Faces, protocol: str, resampling: str, seed: int) -> dict[str, Faces]:
     """Give every face its role, and balance the faces that train, in the order that the protocol prescribes.
 
@@ -178,6 +184,6 @@ def assign_roles(faces: Faces, protocol: str, resampling: str, seed: int) -> dic
         ValueError: on an unknown protocol or method.
     """
     if effective_protocol(protocol, resampling) == "study":
-        return split_stratified(resample(faces, resampling, seed), seed)
+        return split_stratified(resample(faces, resampling, seed), split_seed(resampling, seed))
     parts = split_official(faces)
     return parts | {"train": resample(parts["train"], resampling, seed)}

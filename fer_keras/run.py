@@ -290,7 +290,7 @@ def sibling(p, experiment: str) -> Path:
     if read_environment(folder) is None:
         raise RunError(
             f"The run {experiment!r} of suite {p.suite!r} with seed {p.seed} is needed and is not finished: there is "
-            f"no {folder / 'environment.json'}. Run it first: papermill notebooks/train.ipynb "
+            f"no {folder / 'environment.json'}. Run it first, with the same `data`: papermill notebooks/train.ipynb "
             f"{folder / 'notebook.ipynb'} -f params/{experiment}.yaml -f params/suites/{p.suite}.yaml"
         )
     return folder
@@ -328,10 +328,8 @@ def check_ancestors(folder: Path, test: Faces, protocol: str) -> None:
     if protocol == "study":
         return
     for ancestor in lineage(folder):
-        if not (ancestor / "rows.npz").exists():
-            continue
         rows = read_arrays(ancestor / "rows.npz")
-        if "train_rows" not in rows:
+        if "train_rows" not in rows:  # an ensemble under `study` trains nothing itself
             continue
         shared = np.intersect1d(np.union1d(rows["train_rows"], rows["train_parents"].ravel()), test.rows)
         if len(shared := shared[shared >= 0]):

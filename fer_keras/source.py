@@ -14,7 +14,12 @@ def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
         data: "drawn" for `drawn_faces` faces made by `fer_keras.drawn` with seed 0, kept in the user's cache folder;
             otherwise see `fer_keras.data.load_fer2013`.
         drawn_faces: how many faces to draw.
+
+    Raises:
+        ValueError: if `data` is empty, as in a suite that leaves it to the user.
     """
+    if not str(data):
+        raise ValueError("Say where the faces are: `data` must be the path of fer2013.csv or of its image folder.")
     if str(data) != "drawn":
         return load_fer2013(data)
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
@@ -27,4 +32,4 @@ def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
 
 def fingerprint_of(data: str | Path, drawn_faces: int = 2800) -> str:
     """The fingerprint of what `load` returns, without drawing faces."""
-    return drawn.fingerprint(drawn_faces) if str(data) == "drawn" else load_fer2013(data).fingerprint
+    return drawn.fingerprint(drawn_faces) if str(data) == "drawn" else load(data).fingerprint

@@ -27,13 +27,8 @@ class Job:
 
     def encoded(self) -> str:
         """The parameters for `papermill --parameters_base64`, less those that say where things are."""
-        moved = {name: value for name, value in self.params.items() if name not in run_locations()}
+        moved = {name: value for name, value in self.params.items() if name not in params.LOCATIONS}
         return base64.b64encode(yaml.safe_dump(moved).encode()).decode()
-
-
-def run_locations() -> tuple[str, ...]:
-    """Parameters that are given on the command line in any case, so that moving data or outputs reruns nothing."""
-    return ("data", "outputs")
 
 
 def jobs(

@@ -5,7 +5,7 @@ from imblearn.over_sampling import SMOTE, RandomOverSampler
 from threadpoolctl import threadpool_limits
 
 from fer_keras.data import CLASS_NAMES, Faces, load_fer2013
-from fer_keras.resample import RESAMPLERS, assign_roles, interpolate, rebuild, resample
+from fer_keras.resample import RESAMPLERS, assign_roles, interpolate, rebuild, resample, split_seed
 from fer_keras.split import split_official, split_stratified
 
 REFERENCES = {"ros": RandomOverSampler, "smote": SMOTE, "smote_tomek": SMOTETomek, "smote_enn": SMOTEENN}
@@ -197,11 +197,22 @@ def test_the_official_protocol_resamples_only_what_trains(faces, method):
 
 
 def test_the_studys_protocol_resamples_first_and_so_leaks(faces, method):
-    roles, expected = assign_roles(faces, "study", method, 1), split_stratified(resample(faces, method, 1), 1)
+    roles, expected = (
+        assign_roles(faces, "study", method, 1),
+        split_stratified(resample(faces, method, 1), split_seed(method, 1)),
+    )
     for role, part in roles.items():
         assert_same(part, expected[role])
         assert_same(rebuild(faces, part.rows, part.parents, part.weight, part.labels), part)
     assert sources(roles["train"]) & sources(roles["test"])
+
+
+def test_under_the_study_protocol_each_method_draws_its_own_split(faces):
+    ros, smote = (assign_roles(faces, "study", method, 0)["test"] for method in ("ros", "smote"))
+    assert len(ros) == len(smote)
+    assert set(ros.rows.tolist()) != set(smote.rows[smote.rows >= 0].tolist())
+    originals = [set(part.rows[part.origin == "original"].tolist()) for part in (ros, smote)]
+    assert originals[0] != originals[1]
 
 
 @pytest.mark.parametrize("protocol", ["official", "study"])
