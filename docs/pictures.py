@@ -20,7 +20,7 @@ def main():
     axes = plots.intervals(list(results), [t["top1"] for t in tests], [t["intervals"]["top1"] for t in tests])
     pictures["top1"] = axes.figure
     for name, figure in pictures.items():
-        figure.savefig(HERE / f"{name}.png", dpi=90)
+        figure.savefig(HERE / f"{name}.png", dpi=90, bbox_inches="tight")
         plt.close(figure)
         print(HERE / f"{name}.png")
 
