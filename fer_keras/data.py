@@ -243,7 +243,7 @@ def _parse_pixels(rows: Sequence[bytes]) -> np.ndarray | None:
     too_large = (leading > 2) | ((leading == 2) & (values < 200))  # 256–299 wrap around to 0–43
     if np.any(ends & (too_long | too_large)):
         return None
-    values = values[ends]
+    values = np.compress(ends, values)  # measured: a fifth of the time of values[ends]
     return values if len(values) == len(rows) * PIXELS else None
 
 

@@ -37,7 +37,7 @@ def mean_of_crops(network, images, corners, flip):
     crops = [images[:, y : y + 40, x : x + 40] for y, x in corners]
     crops += [crop[:, :, ::-1] for crop in crops] if flip else []
     outputs = [keras.ops.convert_to_numpy(network(np.ascontiguousarray(crop), training=False)) for crop in crops]
-    assert len(outputs) == 1 or np.ptp(outputs, axis=0).max() > 1e-3, "the views differ"
+    assert len(outputs) == 1 or np.ptp(outputs, axis=0).max() > 0.02, "the views differ"
     return np.mean(outputs, axis=0)
 
 
@@ -55,8 +55,9 @@ def test_test_time_augmentation_is_the_mean_over_explicit_crops(faces, cropped, 
     # Batches of 2 make `predict` work in two parts, of 32 and of 8 faces.
     found = evaluate.predict(whole, images, tta, crop=40, batch_size=2)
     assert found.shape == (40, 7) and found.dtype == "float32"
-    # Another batch size adds up float32 in another order.
-    np.testing.assert_allclose(found, mean_of_crops(explicit, images, corners, flip), rtol=1e-4, atol=1e-6)
+    # Another batch size adds up float32 in another order, and enlarged weights make large logits of it; a wrong crop
+    # is further away, since the views differ by more than ten times as much.
+    np.testing.assert_allclose(found, mean_of_crops(explicit, images, corners, flip), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(
