@@ -35,17 +35,19 @@ def online(
             "`rotation` must be 0–180 degrees, `translation` and `zoom` in [0, 1), `shift` smaller than the face. "
             f"Received: rotation={rotation}, translation={translation}, zoom={zoom}, shift={shift}"
         )
+    # float32 also under mixed precision: between 128 and 256, bfloat16 has no halves to interpolate with.
+    common = {"fill_mode": "nearest", "dtype": "float32"}
     steps = []
     if flip:
-        steps.append(layers.RandomFlip("horizontal"))
+        steps.append(layers.RandomFlip("horizontal", dtype="float32"))
     if rotation:
-        steps.append(layers.RandomRotation(rotation / 360, fill_mode="nearest"))
+        steps.append(layers.RandomRotation(rotation / 360, **common))
     if translation:
-        steps.append(layers.RandomTranslation(translation, translation, fill_mode="nearest"))
+        steps.append(layers.RandomTranslation(translation, translation, **common))
     if zoom:
-        steps.append(layers.RandomZoom(zoom, zoom, fill_mode="nearest"))
+        steps.append(layers.RandomZoom(zoom, zoom, **common))
     if shift:
         # Half a pixel more on either side, so that rounding makes all whole moves equally likely.
         factors = [(shift + 0.499) / side for side in image_size]
-        steps.append(layers.RandomTranslation(*factors, fill_mode="nearest", interpolation="nearest"))
+        steps.append(layers.RandomTranslation(*factors, interpolation="nearest", **common))
     return keras.Sequential(steps, name="augmentation") if steps else None

@@ -40,6 +40,18 @@ def test_faces_change_in_training_only(images, given):
     assert changed.min() >= images.min() - 1e-2 and changed.max() <= images.max() + 1e-2
 
 
+def test_faces_are_changed_in_float32_under_mixed_precision_too(images):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        layer = augment.online(rotation=20.0, zoom=0.1)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    changed = applied(layer, images)
+    assert changed.dtype == "float32"
+    # bfloat16 has whole numbers only from 128 on; interpolation gives others.
+    assert np.mean(changed[changed > 128] % 1 > 0) > 0.5
+
+
 def test_flip_mirrors_about_half_of_the_faces_exactly(images):
     changed = applied(augment.online(flip=True), images)
     kept = np.all(changed == images, axis=(1, 2, 3))

@@ -605,6 +605,16 @@ def test_taking_faces_keeps_their_columns_together(few):
     assert part.class_counts() == dict.fromkeys(CLASS_NAMES, 0) | {"fear": 4}
 
 
+def test_faces_that_follow_one_another_are_taken_from_a_memory_map_without_a_copy(few, lines, write_csv):
+    path = write_csv(*lines)
+    data.load_fer2013(path)
+    mapped = data.load_fer2013(path)
+    part = mapped.take(mapped.rows >= 3)
+    assert np.shares_memory(part.images, mapped.images) and part.rows.tolist() == list(range(3, len(few)))
+    assert not np.shares_memory(mapped.take(np.array([1, 0])).images, mapped.images)
+    assert len(mapped.take(mapped.rows < 0)) == 0
+
+
 def test_origin_follows_rows_and_parents(few):
     three = few.take(np.arange(3))
     parents = np.array([[-1, -1], [1, 1], [0, 2]])
