@@ -13,7 +13,7 @@ from imblearn.combine import SMOTEENN, SMOTETomek
 from imblearn.over_sampling import SMOTE, RandomOverSampler
 
 from fer_keras.data import Faces
-from fer_keras.split import effective_protocol, split_official, split_stratified
+from fer_keras.split import effective_protocol, split_clean, split_official, split_stratified
 
 
 class TracedSMOTE(SMOTE):
@@ -172,8 +172,8 @@ def assign_roles(faces: Faces, protocol: str, resampling: str, seed: int) -> dic
 
     Args:
         faces: all faces of the source.
-        protocol: a key of `fer_keras.split.PROTOCOLS`. `official` splits, then resamples `train` only; `study`
-            resamples everything, then splits.
+        protocol: a key of `fer_keras.split.PROTOCOLS`. `official` and `clean` split, then resample `train` only;
+            `study` resamples everything, then splits.
         resampling: a key of `RESAMPLERS`.
         seed: of the sampler and of the study's random split.
 
@@ -183,7 +183,8 @@ def assign_roles(faces: Faces, protocol: str, resampling: str, seed: int) -> dic
     Raises:
         ValueError: on an unknown protocol or method.
     """
-    if effective_protocol(protocol, resampling) == "study":
+    used = effective_protocol(protocol, resampling)
+    if used == "study":
         return split_stratified(resample(faces, resampling, seed), split_seed(resampling, seed))
-    parts = split_official(faces)
+    parts = split_clean(faces) if used == "clean" else split_official(faces)
     return parts | {"train": resample(parts["train"], resampling, seed)}

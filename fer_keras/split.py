@@ -1,17 +1,20 @@
 """Roles: which faces fit weights (`train`), which stop and select (`validation`), which are scored once (`test`).
 
-How rows get roles is a protocol. `official` is FER2013's own split. `study` is what the published study did: resample
-everything, then split at random; it leaks by construction, and is here because it reproduces the study's numbers.
+How rows get roles is a protocol. `official` is FER2013's own split. `clean` is the same less the faces that also stand in
+a part that must not see them. `study` is what the published study did: resample everything, then split at random; it
+leaks by construction, and is here because it reproduces the study's numbers.
 """
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from fer_keras import duplicates
 from fer_keras.data import Faces
 
 ROLES = ("train", "validation", "test")
 PROTOCOLS = {
     "official": "FER2013's own split: Training trains, PublicTest validates, PrivateTest tests.",
+    "clean": "The official split less the near-duplicates of faces that validate or test.",
     "study": "Resampled first, then split 80/10/10: copies and interpolations of test faces train. It leaks.",
 }
 
@@ -24,7 +27,7 @@ def effective_protocol(protocol: str, resampling: str) -> str:
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
-    return "official" if resampling == "none" else protocol
+    return "official" if protocol == "study" and resampling == "none" else protocol
 
 
 def split_official(faces: Faces) -> dict[str, Faces]:
@@ -38,6 +41,18 @@ def split_official(faces: Faces) -> dict[str, Faces]:
     if empty := [usages[role] for role, part in parts.items() if not len(part)]:
         raise ValueError(f"The official split needs faces marked {', '.join(empty)}, and there are none.")
     return parts
+
+
+def split_clean(faces: Faces) -> dict[str, Faces]:
+    """Give roles by the official split, less the rows that `fer_keras.duplicates.rows_to_drop` names.
+
+    Training loses the near-duplicates of PublicTest and PrivateTest faces, PublicTest those of PrivateTest faces; the
+    test faces stay as they are, so results compare with the literature.
+
+    Raises:
+        ValueError: if one of the three parts has no faces, before or after.
+    """
+    return split_official(faces.take(~np.isin(faces.rows, duplicates.rows_to_drop(faces))))
 
 
 def split_stratified(faces: Faces, seed: int) -> dict[str, Faces]:

@@ -78,5 +78,5 @@ def test_the_study_without_resampling_used_the_official_split(protocol, resampli
 
 @pytest.mark.parametrize("resampling", ["none", "smote"])
 def test_an_unknown_protocol_is_refused(resampling):
-    with pytest.raises(ValueError, match=r"`protocol` must be one of official, study\. Received: 'random'"):
+    with pytest.raises(ValueError, match=r"`protocol` must be one of official, clean, study\. Received: 'random'"):
         split.effective_protocol("random", resampling)
