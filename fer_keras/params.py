@@ -67,10 +67,24 @@ PARAMETERS = {
 SUITE_ONLY = ("experiments", "overrides", "seeds")
 # They say where things are, not what a run does: changing them changes no result.
 LOCATIONS = ("data", "outputs", "retrain", "checkpoint_seconds")
+# They say how a trained network is scored: changing them predicts anew and trains nothing.
+EVALUATION = ("tta",)
 
 
 class ParameterError(ValueError):
     """A parameter that does not exist, or a value that does not fit."""
+
+
+def root() -> Path:
+    """The project's folder, from here: the nearest one upwards that holds `params/suites`, or this one.
+
+    Jupyter runs a notebook in the notebook's own folder, papermill in the folder in which it was called.
+    """
+    here = Path.cwd()
+    for steps, folder in enumerate([here, *here.parents]):
+        if (folder / "params" / "suites").is_dir():
+            return Path(*[".."] * steps)
+    return Path()
 
 
 def check(name: str, value, where: str = ""):

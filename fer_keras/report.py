@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from fer_keras import params, run
+from fer_keras import suite as suites
 from fer_keras.evaluate import percent
 
 # The study's results as published, in per cent. The number of test faces is not stated there: 3,589 and 6,293 are those
@@ -32,7 +33,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Result:
-    """One run of a suite as the report sees it: its metrics, or None and why."""
+    """One run of a suite as the report sees it: its metrics, or None if there are none, and its state."""
 
     experiment: str
     seed: int
@@ -41,29 +42,34 @@ class Result:
     state: str
 
 
-def collect(suite: str, outputs: str | Path = "outputs", folder: str | Path = "params") -> list[Result]:
-    """The runs of a suite, in the suite's order, each done, stale or not run.
+def collect(
+    suite: str, outputs: str | Path = "outputs", folder: str | Path | None = None, fingerprint: str | None = None
+) -> list[Result]:
+    """The runs of a suite, in the suite's order, each with its state (see `fer_keras.run.state`).
 
     Args:
         suite: name of a file in `params/suites/`.
         outputs: where the run folders are.
-        folder: where the parameters are.
+        folder: where the parameters are; the project's `params/` by default.
+        fingerprint: of the faces that the suite should have; by default each run is believed to have the right ones.
 
     Raises:
         FileNotFoundError: if there is no such suite.
     """
-    content = params.read(Path(folder) / "suites" / f"{suite}.yaml")
-    code = run.source_hash()
+    graphs: dict[str, Mapping] = {}
+
+    def graph(faces):
+        if faces not in graphs:
+            graphs[faces] = suites.jobs(suite, {"outputs": str(outputs)}, folder, faces)
+        return graphs[faces]
+
     results = []
-    for experiment in content["experiments"]:
-        for seed in content.get("seeds") or [0]:
-            where = run.folder_of(suite, experiment, seed, outputs)
-            metrics, state = None, "not run"
-            if (where / "metrics.json").exists():
-                metrics = run.read_metrics(where)
-                environment = run.read_environment(where)
-                state = "done" if environment and environment["source_hash"] == code else "stale"
-            results.append(Result(experiment, seed, where, metrics, state))
+    for place, job in graph(fingerprint or "").items():
+        found = run.read_environment(job.folder) or {}
+        faces = fingerprint or found.get("fingerprint")
+        state = run.state(job.folder, graph(faces)[place].key if faces else None)
+        metrics = run.read_metrics(job.folder) if state != "not run" else None
+        results.append(Result(job.experiment, job.seed, job.folder, metrics, state))
     return results
 
 
@@ -179,7 +185,12 @@ def findings(results: list[Result]) -> str:
     if any(metrics["protocol"] == "study" for metrics in found.values()):
         lines.append("Numbers under the protocol `study` leak: copies of test faces trained those runs.")
     if stale := [result.experiment for result in results if result.state == "stale"]:
-        lines.append(f"Stale, made by older code: {', '.join(stale)}. They stand until they are run again explicitly.")
+        lines.append(
+            f"Stale, made by older code or from a run that has changed: {', '.join(stale)}. "
+            "They stand until they are run again explicitly."
+        )
+    if others := [result.experiment for result in results if result.state == "other parameters"]:
+        lines.append(f"Made with other parameters or faces than the suite has now: {', '.join(others)}.")
     if missing := [result.experiment for result in results if result.state == "not run"]:
         lines.append(f"Not run: {', '.join(missing)}.")
     return "\n".join(lines)

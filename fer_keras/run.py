@@ -13,10 +13,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,8 @@ import numpy as np
 import yaml
 
 from fer_keras.data import Faces
-from fer_keras.params import LOCATIONS
+from fer_keras.params import EVALUATION, LOCATIONS, root
+from fer_keras.split import effective_protocol
 
 # The code from data to trained weights: when it has changed since a run, the run is stale.
 TRAINING_MODULES = ("data", "split", "resample", "augment", "model", "train")
@@ -36,7 +38,7 @@ class RunError(ValueError):
 
 
 def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "outputs") -> Path:
-    """The folder of a run.
+    """The folder of a run; `outputs` is looked for in the project's folder.
 
     Raises:
         ValueError: if a name could lead out of `outputs`.
@@ -44,18 +46,29 @@ def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "out
     for name, value in (("suite", suite), ("experiment", experiment)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise ValueError(f"`{name}` must be a plain name of letters, digits, dots, dashes. Received: {value!r}")
-    return Path(outputs).expanduser() / suite / experiment / f"seed-{seed}"
+    return root() / Path(outputs).expanduser() / suite / experiment / f"seed-{seed}"
 
 
 def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> str:
-    """Identity of a run: SHA-256 of what its results depend on.
+    """Identity of a training: SHA-256 of what its weights depend on.
+
+    A parameter that is off (0, false, empty or "none") does not count, so that a new one changes no key of a run that
+    does not use it. The suite's name does not count either, and the protocol is the one in effect: `baseline` and
+    `tuned` are the same under `study` as under `official` (see `adopt`).
 
     Args:
-        params: resolved parameters; those that say where things are do not count.
+        params: resolved parameters; those that say where things are, or how to score, do not count.
         fingerprint: of the faces, from `Faces.fingerprint`.
         ancestors: key of each run that this one starts from or averages, by experiment.
     """
-    counted = {name: value for name, value in sorted(params.items()) if name not in LOCATIONS}
+    params = dict(params)
+    if "resampling" in params:
+        params["protocol"] = effective_protocol(params["protocol"], params["resampling"])
+    counted = {
+        name: value
+        for name, value in sorted(params.items())
+        if name not in ("suite", *LOCATIONS, *EVALUATION) and value and value != "none"
+    }
     text = json.dumps([counted, fingerprint, dict(sorted(ancestors.items()))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -113,13 +126,50 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a file, or those of these names."""
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        return {name: file[name] for name in names or file.files}
 
 
-def save_training(folder: Path, params: Mapping, key: str, parts: Mapping[str, Faces], history, model, seconds: float):
-    """Write what a training leaves, before anything is scored: parameters, rows, history, weights, environment."""
+def begin(folder: Path, key: str, retrain: bool = False) -> None:
+    """Note which code begins a training, before it does.
+
+    A training that was interrupted goes on from its checkpoint, also when the code has changed since: the note then
+    stays, and the run will be stale. Only `retrain` starts anew with other code.
+    """
+    note = folder / "started.json"
+    if checkpoint_path(folder).exists() and (started := _started(folder, key)):
+        if started["source_hash"] == LOADED_CODE or not retrain:
+            return
+        checkpoint_path(folder).unlink()
+    write_json(note, {"key": key, "source_hash": LOADED_CODE, "started": _now()})
+
+
+def _started(folder: Path, key: str) -> dict | None:
+    """The note of `begin` if it is about this run."""
+    try:
+        found = json.loads((folder / "started.json").read_text())
+    except FileNotFoundError:
+        return None
+    return found if found["key"] == key else None
+
+
+def save_training(
+    folder: Path,
+    params: Mapping,
+    key: str,
+    parts: Mapping[str, Faces],
+    history,
+    model,
+    seconds: float,
+    ancestors: Mapping[str, Path] = {},
+):
+    """Write what a training leaves, before anything is scored: parameters, rows, history, weights, environment.
+
+    Args:
+        ancestors: folders of the runs that this one starts from or averages, by experiment.
+    """
     (folder / "environment.json").unlink(missing_ok=True)
     for stale in ("predictions.npz", "metrics.json"):
         (folder / stale).unlink(missing_ok=True)
@@ -133,13 +183,32 @@ def save_training(folder: Path, params: Mapping, key: str, parts: Mapping[str, F
             history.to_csv(temporary, index=False)
     with replacing(folder / "model.keras") as temporary:
         model.save(temporary)
-    write_json(folder / "environment.json", environment(key, seconds))
+    identity = {
+        "key": key,
+        "fingerprint": next((faces.fingerprint for faces in parts.values()), ""),
+        "model_sha256": file_hash(folder / "model.keras"),
+        "ancestors": model_hashes(ancestors),
+        "source_hash": (_started(folder, key) or {}).get("source_hash", LOADED_CODE),
+    }
+    write_json(folder / "environment.json", identity | environment(seconds))
     checkpoint_path(folder).unlink(missing_ok=True)
+    (folder / "started.json").unlink(missing_ok=True)
 
 
-def save_predictions(folder: Path, class_names, sets: Mapping[str, tuple[Faces, np.ndarray]]) -> None:
-    """Write `predictions.npz`: row ids, labels, origins and probabilities of each named set."""
-    arrays = {"class_names": np.array(class_names)}
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_hashes(folders: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of the model file of each finished run, by experiment: another one means that it was trained again."""
+    return {name: read_environment(folder)["model_sha256"] for name, folder in folders.items()}
+
+
+def save_predictions(folder: Path, class_names, sets: Mapping[str, tuple[Faces, np.ndarray]], tta: str = "none"):
+    """Write `predictions.npz`: row ids, labels, origins and probabilities of each named set, and how they were made."""
+    arrays = {"class_names": np.array(class_names), "tta": np.array(tta)}
     for name, (faces, probabilities) in sets.items():
         arrays |= {
             f"{name}.rows": faces.rows,
@@ -154,6 +223,7 @@ def read_predictions(folder: Path) -> tuple[list[str], dict[str, SimpleNamespace
     """Read `predictions.npz`: the class names, and per set rows, labels, origin, probabilities."""
     arrays = read_arrays(folder / "predictions.npz")
     class_names = arrays.pop("class_names").tolist()
+    arrays.pop("tta", None)
     sets: dict[str, dict] = {}
     for name, array in arrays.items():
         subset, _, column = name.rpartition(".")
@@ -161,8 +231,8 @@ def read_predictions(folder: Path) -> tuple[list[str], dict[str, SimpleNamespace
     return class_names, {name: SimpleNamespace(**columns) for name, columns in sets.items()}
 
 
-def environment(key: str, seconds: float) -> dict:
-    """What a run was made with: key, code, versions, backend, devices, commit, time."""
+def environment(seconds: float) -> dict:
+    """What a run was made with: commit, versions, backend, devices, time."""
     import keras
 
     versions = {"python": platform.python_version()}
@@ -170,8 +240,6 @@ def environment(key: str, seconds: float) -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "key": key,
-        "source_hash": LOADED_CODE,
         "git_commit": _git_commit(),
         "versions": versions,
         "backend": keras.backend.backend(),
@@ -179,8 +247,12 @@ def environment(key: str, seconds: float) -> dict:
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "training_seconds": round(seconds, 1),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": _now(),
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _git_commit() -> str | None:
@@ -216,16 +288,20 @@ def load_roles(folder: Path, faces: Faces) -> dict[str, Faces]:
     return {role: rebuild(faces, *(rows[f"{role}_{column}"] for column in columns)) for role in roles}
 
 
-def predictions(folder: Path, sets: Mapping[str, Faces], predict: Callable) -> dict[str, SimpleNamespace]:
+def predictions(
+    folder: Path, sets: Mapping[str, Faces], predict: Callable, tta: str = "none"
+) -> dict[str, SimpleNamespace]:
     """The predictions of a run on each set: read if it has them, otherwise made and written.
 
     Args:
         sets: faces by set name.
         predict: from uint8 images to probabilities.
+        tta: the test-time augmentation that `predict` uses; predictions made with another one are made anew.
     """
-    if not (folder / "predictions.npz").exists():
+    path = folder / "predictions.npz"
+    if not path.exists() or str(read_arrays(path, ["tta"])["tta"]) != tta:
         names = next(iter(sets.values())).class_names
-        save_predictions(folder, names, {name: (faces, predict(faces.images)) for name, faces in sets.items()})
+        save_predictions(folder, names, {name: (faces, predict(faces.images)) for name, faces in sets.items()}, tta)
     return read_predictions(folder)[1]
 
 
@@ -277,6 +353,52 @@ def is_trained(folder: Path, key: str) -> bool:
     return bool(found) and found["key"] == key and (folder / "model.keras").exists()
 
 
+def adopt(folder: Path, params: Mapping, key: str) -> Path | None:
+    """Copy the training with this key from another suite's folder, if one was made by the code as it is now.
+
+    Returns:
+        The folder that it came from, None if there is none.
+    """
+    for other in sorted(folder.parent.parent.parent.glob(f"*/{folder.parent.name}/{folder.name}")):
+        found = read_environment(other)
+        if other != folder and is_trained(other, key) and found["source_hash"] == LOADED_CODE:
+            (folder / "environment.json").unlink(missing_ok=True)
+            for stale in ("predictions.npz", "metrics.json"):
+                (folder / stale).unlink(missing_ok=True)
+            for name in ("rows.npz", "history.csv", "model.keras"):
+                with replacing(folder / name) as temporary:
+                    shutil.copyfile(other / name, temporary)
+            write_text(folder / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+            write_json(folder / "environment.json", found)
+            return other
+    return None
+
+
+def state(folder: Path, key: str | None = None) -> str:
+    """What a run's folder holds.
+
+    Args:
+        key: what the run's key should be, None if it is not known.
+
+    Returns:
+        "done"; "not run"; "other parameters", if they or the faces are not those that the run should have; "stale", if
+        the code has changed since the training, or a run that it comes from was trained again, or is stale itself.
+    """
+    found = read_environment(folder)
+    if not found or not (folder / "metrics.json").exists():
+        return "not run"
+    if key is not None and found["key"] != key:
+        return "other parameters"
+    if found["source_hash"] != source_hash():
+        return "stale"
+    for name, model in found.get("ancestors", {}).items():
+        where = folder.parent.parent / name / folder.name
+        ancestor = read_environment(where)
+        if ancestor and (ancestor["model_sha256"] != model or state(where) == "stale"):
+            return "stale"
+    return "done"
+
+
 def sibling(p, experiment: str) -> Path:
     """The folder of another run of the same suite and seed, which must be finished.
 
@@ -323,11 +445,16 @@ def check_ancestors(folder: Path, test: Faces, protocol: str) -> None:
     """Refuse to start from a run that trained on the faces that this one tests, except under the study's protocol.
 
     Raises:
-        RunError: with the number of shared rows.
+        RunError: with the number of shared rows; also if the run was made from another data set.
     """
     if protocol == "study":
         return
     for ancestor in lineage(folder):
+        if (other := read_environment(ancestor)["fingerprint"]) != test.fingerprint:
+            raise RunError(
+                f"{ancestor} was made from other faces (fingerprint {other[:8]}) than this run has "
+                f"({test.fingerprint[:8]}), so their rows cannot be compared. Give both the same `data`."
+            )
         rows = read_arrays(ancestor / "rows.npz")
         if "train_rows" not in rows:  # an ensemble under `study` trains nothing itself
             continue
@@ -358,22 +485,41 @@ def check_members(folders: Mapping[str, Path]) -> list[str]:
     return order
 
 
+def chosen_by_members(metrics: Mapping[str, Mapping]) -> dict:
+    """Which rows chose an ensemble: those that chose its members; under `study` each has its own.
+
+    Args:
+        metrics: of the members, by experiment.
+    """
+    chosen = {name: found["chosen_by"] for name, found in metrics.items()}
+    numbers = [each["n"] for each in chosen.values()]
+    apart = any(found["protocol"] == "study" for found in metrics.values())
+    return {
+        "role": "validation",
+        "n": sum(numbers) if apart else numbers[0],
+        "monitor": ", ".join(dict.fromkeys(each["monitor"] for each in chosen.values())),
+        "epoch": None,
+        "members": chosen,
+    }
+
+
 def ensemble_sets(faces: Faces, folders: Mapping[str, Path], protocol: str) -> dict[str, Faces]:
     """The faces that an ensemble is scored on.
 
-    Under `official` the members share their roles. Under `study` each member has drawn its own, and the published text
-    does not say which rows gave 97 %, so there are each member's test faces (`test_<member>`), all of them pooled
-    (`test`), and the original faces that no member and no ancestor trained on (`test_unseen`, if there are any).
+    Under `official` and `clean` the members share their roles; `train` then holds the original faces. Under `study`
+    each member has drawn its own, and the published text does not say which rows gave 97 %, so there are each member's
+    test faces (`test_<member>`), all of them pooled (`test`), and the original faces that no member and no ancestor
+    trained on (`test_unseen`, if there are any).
 
     Args:
         faces: all faces of the source.
         folders: of the members, by experiment.
     """
     from fer_keras.resample import rebuild
-    from fer_keras.split import split_official
+    from fer_keras.split import split_clean, split_official
 
     if protocol != "study":
-        return split_official(faces)
+        return split_clean(faces) if protocol == "clean" else split_official(faces)
     sets, trained = {}, [np.empty(0, int)]
     for name, folder in folders.items():
         rows = read_arrays(folder / "rows.npz")

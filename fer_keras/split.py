@@ -1,8 +1,8 @@
 """Roles: which faces fit weights (`train`), which stop and select (`validation`), which are scored once (`test`).
 
-How rows get roles is a protocol. `official` is FER2013's own split. `clean` is the same less the faces that also stand in
-a part that must not see them. `study` is what the published study did: resample everything, then split at random; it
-leaks by construction, and is here because it reproduces the study's numbers.
+How rows get roles is a protocol. `official` is FER2013's own split. `clean` is the same less the faces that also
+stand in a part that must not see them. `study` is what the published study did: resample everything, then split at
+random; it leaks by construction, and is here because it reproduces the study's numbers.
 """
 
 import numpy as np

@@ -32,14 +32,14 @@ class Job:
 
 
 def jobs(
-    suite: str, command_line: Mapping = {}, folder: str | Path = "params", fingerprint: str | None = None
+    suite: str, command_line: Mapping = {}, folder: str | Path | None = None, fingerprint: str | None = None
 ) -> dict[tuple[str, int], Job]:
     """The runs of a suite, in an order in which each comes after those it needs.
 
     Args:
         suite: name of a file in `params/suites/`.
         command_line: parameters that win over the files, e.g. `data`.
-        folder: where the experiments' files and `suites/` are.
+        folder: where the experiments' files and `suites/` are; the project's `params/` by default.
         fingerprint: of the faces; read from the suite's data by default.
 
     Returns:
@@ -49,7 +49,8 @@ def jobs(
         FileNotFoundError, ParameterError: if a file or a parameter is wrong.
         ValueError: if an experiment needs one that the suite does not have, or itself.
     """
-    content = params.read(Path(folder) / "suites" / f"{suite}.yaml")
+    folder = Path(folder or params.root() / "params")
+    content = params.read(folder / "suites" / f"{suite}.yaml")
     if content.get("suite") != suite:
         raise params.ParameterError(
             f"{folder}/suites/{suite}.yaml must say `suite: {suite}`. Received: {content.get('suite')!r}"
@@ -57,11 +58,11 @@ def jobs(
     if not content.get("experiments"):
         raise params.ParameterError(f"{folder}/suites/{suite}.yaml must list its `experiments`.")
     command_line = {name: params.check(name, value, "the command line") for name, value in command_line.items()}
-    defaults = {notebook: params.notebook_defaults(notebook) for notebook in (TRAIN, ENSEMBLE)}
+    defaults = {notebook: params.notebook_defaults(params.root() / notebook) for notebook in (TRAIN, ENSEMBLE)}
     resolved = {}
     for seed in content.get("seeds") or [defaults[TRAIN]["seed"]]:
         for name in content["experiments"]:
-            experiment = params.read(Path(folder) / f"{name}.yaml")
+            experiment = params.read(folder / f"{name}.yaml")
             if experiment.get("experiment") != name:
                 raise params.ParameterError(
                     f"{folder}/{name}.yaml must say `experiment: {name}`. Received: {experiment.get('experiment')!r}"

@@ -11,7 +11,7 @@ import pytest
 
 from fer_keras import evaluate, model, resample, run, split
 from fer_keras.data import CLASS_NAMES
-from fer_keras.params import LOCATIONS, PARAMETERS
+from fer_keras.params import EVALUATION, LOCATIONS, PARAMETERS
 
 PARAMS = {
     "experiment": "tuned",
@@ -27,16 +27,18 @@ PARAMS = {
 class Weights:
     """Stands for a trained model where only its file matters."""
 
+    content = b"weights"
+
     def save(self, path):
-        Path(path).write_bytes(b"weights")
+        Path(path).write_bytes(self.content)
 
 
-def finish(outputs, experiment, parts=None, class_names=CLASS_NAMES, **given):
+def finish(outputs, experiment, parts=None, class_names=CLASS_NAMES, ancestors=None, **given):
     """Leave a finished run, with predictions for its faces."""
     folder = run.folder_of("s", experiment, 0, outputs)
     params = PARAMS | {"experiment": experiment, "outputs": str(outputs)} | given
     history = pd.DataFrame({"epoch": [1], "loss": [0.5]})
-    run.save_training(folder, params, f"key of {experiment}", parts or {}, history, Weights(), 1.0)
+    run.save_training(folder, params, f"key of {experiment}", parts or {}, history, Weights(), 1.0, ancestors or {})
     sets = {
         role: (part, np.full((len(part), len(class_names)), 1 / len(class_names)))
         for role, part in (parts or {}).items()
@@ -55,9 +57,39 @@ def assert_same_faces(found, expected):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_the_key_changes_with_every_parameter_but_locations(name):
-    keys = {run.key_of(PARAMS | {name: value}, "f", {}) for value in ("one", "two")}
-    assert len(keys) == (1 if name in LOCATIONS else 2)
+def test_the_key_changes_with_every_parameter_that_changes_weights(name):
+    values = {"protocol": ("official", "clean"), "resampling": ("ros", "smote")}.get(name, ("one", "two"))
+    keys = {run.key_of(PARAMS | {"protocol": "study", name: value}, "f", {}) for value in values}
+    assert len(keys) == (1 if name in ("suite", *LOCATIONS, *EVALUATION) else 2)
+
+
+def test_without_resampling_the_study_and_the_official_split_are_one_training():
+    def key(**given):
+        return run.key_of(PARAMS | given, "f", {})
+
+    assert key(protocol="study", resampling="none") == key(protocol="official", resampling="none")
+    assert key(protocol="study", resampling="ros") != key(protocol="official", resampling="ros")
+
+
+def test_a_training_of_another_suite_is_adopted_if_it_is_the_same(faces, tmp_path, monkeypatch):
+    there = finish(tmp_path, "tuned", {"test": faces})
+    here = run.folder_of("other", "tuned", 0, tmp_path)
+    params = PARAMS | {"suite": "other"}
+    assert run.adopt(here, params, "another key") is None and not here.exists()
+    assert run.adopt(there, PARAMS, "key of tuned") is None, "not its own"
+    assert run.adopt(here, params, "key of tuned") == there
+    assert run.is_trained(here, "key of tuned") and run.read_params(here)["suite"] == "other"
+    for name in ("model.keras", "history.csv", "rows.npz", "environment.json"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+    assert not (here / "predictions.npz").exists()
+    monkeypatch.setattr(run, "LOADED_CODE", "newer")
+    assert run.adopt(run.folder_of("third", "tuned", 0, tmp_path), params, "key of tuned") is None
+
+
+@pytest.mark.parametrize("off", [0, 0.0, False, "", "none", [], {}])
+def test_a_parameter_that_is_off_does_not_count(off):
+    assert run.key_of(PARAMS | {"new": off}, "f", {}) == run.key_of(PARAMS, "f", {})
+    assert run.key_of(PARAMS | {"new": 1}, "f", {}) != run.key_of(PARAMS, "f", {})
 
 
 def test_the_key_depends_on_faces_and_ancestors_and_on_no_order():
@@ -68,9 +100,23 @@ def test_the_key_depends_on_faces_and_ancestors_and_on_no_order():
         run.key_of(PARAMS, "g", ancestors),
         run.key_of(PARAMS, "f", {"a": "1"}),
         run.key_of(PARAMS, "f", {"a": "2", "b": "1"}),
-        run.key_of({n: v for n, v in PARAMS.items() if n != "flip"}, "f", ancestors),
+        run.key_of({n: v for n, v in PARAMS.items() if n != "epochs"}, "f", ancestors),
     ]
     assert len({key, *others}) == 5
+
+
+@pytest.mark.parametrize("inside", [".", "notebooks", "params/suites"])
+def test_outputs_are_the_projects_from_each_of_its_folders(tmp_path, monkeypatch, inside):
+    (tmp_path / "params" / "suites").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / inside)
+    assert run.folder_of("s", "e", 0).resolve() == tmp_path / "outputs" / "s" / "e" / "seed-0"
+    assert run.folder_of("s", "e", 0, tmp_path / "there") == tmp_path / "there" / "s" / "e" / "seed-0"
+
+
+def test_outside_of_a_project_outputs_are_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.folder_of("s", "e", 0) == Path("outputs/s/e/seed-0")
 
 
 def test_the_folder_says_suite_experiment_and_seed(tmp_path):
@@ -189,6 +235,74 @@ def test_a_finished_training_is_known_by_its_key_and_its_model_loads(faces, tmp_
     assert not run.is_trained(tmp_path, "key")
 
 
+def test_predictions_with_another_test_time_augmentation_are_made_anew(faces, tmp_path):
+    def predict(images):
+        return np.full((len(images), 7), 1 / 7)
+
+    for tta, made in (("none", 1), ("none", 0), ("flip", 1), ("flip", 0), ("none", 1)):
+        calls = []
+        run.predictions(tmp_path, {"test": faces}, lambda images, c=calls: c.append(1) or predict(images), tta)
+        assert len(calls) == made
+
+
+def begun(folder):
+    return json.loads((folder / "started.json").read_text())["source_hash"]
+
+
+def test_a_training_that_goes_on_under_changed_code_is_stale(faces, tmp_path, monkeypatch):
+    folder = run.folder_of("s", "tuned", 0, tmp_path)
+    new = run.LOADED_CODE
+    monkeypatch.setattr(run, "LOADED_CODE", "old")
+    run.begin(folder, "key of tuned")
+    monkeypatch.setattr(run, "LOADED_CODE", new)
+    run.checkpoint_path(folder).write_bytes(b"")
+    run.begin(folder, "key of tuned")
+    assert begun(folder) == "old" and run.checkpoint_path(folder).exists()
+    finish(tmp_path, "tuned", {"test": faces})
+    (folder / "metrics.json").write_text("{}")
+    assert run.read_environment(folder)["source_hash"] == "old" and run.state(folder) == "stale"
+    assert not (folder / "started.json").exists()
+
+
+def test_retraining_does_not_go_on_from_a_checkpoint_of_other_code(tmp_path, monkeypatch):
+    run.begin(tmp_path, "key")
+    run.checkpoint_path(tmp_path).write_bytes(b"")
+    run.begin(tmp_path, "key", retrain=True)  # of the same code: interrupted while it trained again
+    assert run.checkpoint_path(tmp_path).exists()
+    monkeypatch.setattr(run, "LOADED_CODE", "new")
+    run.begin(tmp_path, "key", retrain=True)
+    assert begun(tmp_path) == "new" and not run.checkpoint_path(tmp_path).exists()
+    # A checkpoint of a run with other parameters is not resumed by `fit`, so the note is the new code's.
+    run.checkpoint_path(tmp_path).write_bytes(b"")
+    monkeypatch.setattr(run, "LOADED_CODE", "newer")
+    run.begin(tmp_path, "another key")
+    assert begun(tmp_path) == "newer"
+
+
+def test_the_state_of_a_run(faces, tmp_path, monkeypatch):
+    parts = split.split_official(faces)
+    tuned = run.folder_of("s", "tuned", 0, tmp_path)
+    assert run.state(tuned) == "not run"
+    finish(tmp_path, "tuned", parts)
+    assert run.state(tuned) == "not run", "trained, and not scored"
+    (tuned / "metrics.json").write_text("{}")
+    assert run.state(tuned) == run.state(tuned, "key of tuned") == "done"
+    assert run.state(tuned, "another key") == "other parameters"
+    ros = finish(tmp_path, "ros", parts, ancestors={"tuned": tuned})
+    (ros / "metrics.json").write_text("{}")
+    assert run.state(ros) == "done"
+    monkeypatch.setattr(Weights, "content", b"trained again")
+    finish(tmp_path, "tuned", parts)
+    assert run.state(ros) == "stale"
+    ros = finish(tmp_path, "ros", parts, ancestors={"tuned": tuned})
+    (ros / "metrics.json").write_text("{}")
+    assert run.state(ros) == "done"
+    environment = run.read_environment(tuned)
+    run.write_json(tuned / "environment.json", environment | {"source_hash": "older"})
+    (tuned / "metrics.json").write_text("{}")
+    assert run.state(tuned) == run.state(ros) == "stale"
+
+
 def test_training_again_takes_back_what_the_old_weights_gave(faces, tmp_path):
     folder = finish(tmp_path, "tuned", {"test": faces})
     (folder / "metrics.json").write_text("{}")
@@ -296,6 +410,20 @@ def test_a_run_whose_ancestor_trained_on_its_test_faces_is_refused_except_under_
     with pytest.raises(run.RunError, match=r"ros.* trained on"):
         run.check_ancestors(family["ensemble"], parts["test"], "official")
     run.check_ancestors(family["ros"], parts["test"], "study")
+
+
+def test_a_run_made_from_other_faces_is_refused(faces, family):
+    with pytest.raises(run.RunError, match=r"made from other faces \(fingerprint .* Give both the same `data`"):
+        run.check_ancestors(family["tuned"], replace(faces, fingerprint="0123456789"), "official")
+
+
+def test_what_chose_the_members_chose_the_ensemble():
+    def metrics(protocol, n):
+        return {"protocol": protocol, "chosen_by": {"role": "validation", "n": n, "monitor": "val_loss", "epoch": 2}}
+
+    same = run.chosen_by_members({"a": metrics("official", 5), "b": metrics("official", 5)})
+    assert same["n"] == 5 and same["monitor"] == "val_loss" and same["members"]["b"]["epoch"] == 2
+    assert run.chosen_by_members({"a": metrics("study", 5), "b": metrics("study", 6)})["n"] == 11
 
 
 def test_training_on_an_interpolation_of_a_test_face_counts(faces, tmp_path):
