@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 
 from fer_keras.data import Faces
+from fer_keras.duplicates import CLEAN_SHA256
 from fer_keras.params import EVALUATION, LOCATIONS, root
 from fer_keras.split import effective_protocol
 
@@ -64,6 +65,8 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     params = dict(params)
     if "resampling" in params:
         params["protocol"] = effective_protocol(params["protocol"], params["resampling"])
+    if params.get("protocol") == "clean":
+        params["clean"] = CLEAN_SHA256  # another list of rows to leave out is another training
     counted = {
         name: value
         for name, value in sorted(params.items())
