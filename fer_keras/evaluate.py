@@ -178,24 +178,93 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def score_by_origin(labels: np.ndarray, probabilities: np.ndarray, origin: np.ndarray) -> dict[str, dict]:
-    """Top-1 of original, copied and synthetic faces apart: under the study's protocol they are worth different things.
+def score_by(
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, names: Sequence[str]
+) -> dict[str, dict]:
+    """Top-1 of groups of faces apart, e.g. of original, copied and synthetic ones.
 
     Args:
         labels: int (n,).
         probabilities: float (n, num_classes).
-        origin: str (n,), "original", "copy" or "synthetic", from `Faces.origin`.
+        groups: str (n,), the name of each face's group.
+        names: the groups, in the order of the result.
 
     Returns:
-        For each origin that occurs: n, top1 and its Wilson interval.
+        For each group that has faces: n, top1 and its Wilson interval.
     """
     hit = probabilities.argmax(axis=1) == labels
     result = {}
-    for name in ("original", "copy", "synthetic"):
-        n, hits = int((origin == name).sum()), int(hit[origin == name].sum())
+    for name in names:
+        n, hits = int((groups == name).sum()), int(hit[groups == name].sum())
         if n:
             result[name] = {"n": n, "top1": hits / n, "interval": wilson(hits, n)}
     return result
+
+
+def compare(
+    first, second, num_classes: int = len(CLASS_NAMES), confidence: float = 0.95, random_state: int = 0
+) -> dict:
+    """Compare two runs on the same faces, by paired tests.
+
+    Args:
+        first, second: predictions of one set by two runs, with rows, labels and probabilities, as from
+            `fer_keras.run.read_predictions`.
+        num_classes: number of classes.
+        confidence: of the intervals.
+        random_state: seed of the bootstrap.
+
+    Returns:
+        n; top1 and balanced_accuracy, each with difference (second less first) and interval; only_first, only_second:
+        faces that one of the two alone has right; p_value: McNemar's exact test of equal top-1; within_noise: whether
+        the interval of the difference of top-1 holds 0.
+
+    Raises:
+        ValueError: if the two do not have the same faces in the same order.
+
+    Reference:
+        McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
+        The intervals are percentile bootstraps over faces (Efron 1979).
+    """
+    if (
+        len(first.rows) != len(second.rows)
+        or np.any(first.rows != second.rows)
+        or np.any(first.labels != second.labels)
+    ):
+        shared = len(np.intersect1d(first.rows, second.rows))
+        raise ValueError(
+            f"Only runs that were scored on the same faces can be compared. Received: {len(first.rows):,} and "
+            f"{len(second.rows):,} faces, of which {shared:,} are shared. Use runs of one protocol and data set."
+        )
+    labels, n = first.labels, len(first.labels)
+    hits = [part.probabilities.argmax(axis=1) == labels for part in (first, second)]
+    only_first, only_second = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
+    apart = only_first + only_second
+    # Drawing faces with replacement is drawing from the 4 · num_classes kinds of face: class, and who has it right.
+    cells = np.bincount(labels * 4 + hits[0] * 2 + hits[1], minlength=4 * num_classes)
+    drawn = np.random.default_rng(random_state).multinomial(n, cells / n, BOOTSTRAP_SAMPLES)
+    tail = (1 - confidence) / 2
+    result = {"n": n}
+    for name, difference in (("top1", _top1_difference), ("balanced_accuracy", _balanced_difference)):
+        low, high = np.quantile(difference(drawn), [tail, 1 - tail])
+        result[name] = {"difference": float(difference(cells[None])[0]), "interval": [float(low), float(high)]}
+    low, high = result["top1"]["interval"]
+    return result | {
+        "only_first": only_first,
+        "only_second": only_second,
+        "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
+        "within_noise": bool(low <= 0 <= high),
+    }
+
+
+def _top1_difference(cells):
+    kinds = cells.reshape(len(cells), -1, 4)  # of each class: none right, the second, the first, both
+    return (kinds[..., 1] - kinds[..., 2]).sum(axis=1) / cells.sum(axis=1)
+
+
+def _balanced_difference(cells):
+    kinds = cells.reshape(len(cells), -1, 4)
+    with np.errstate(invalid="ignore"):  # a class without faces does not count
+        return np.nanmean((kinds[..., 1] - kinds[..., 2]) / kinds.sum(axis=2), axis=1)
 
 
 def top_confusions(matrix: Sequence[Sequence[int]], class_names: Sequence[str], k: int = 5) -> list[tuple]:

@@ -31,6 +31,8 @@ from fer_keras.split import effective_protocol
 
 # The code from data to trained weights: when it has changed since a run, the run is stale.
 TRAINING_MODULES = ("data", "split", "resample", "augment", "model", "train")
+# What a face can be, as `Faces.origin` says.
+ORIGINS = ("original", "copy", "synthetic")
 PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "scikit-learn", "imbalanced-learn", "fer-keras")
 
 
@@ -281,13 +283,17 @@ def load_model(folder: Path):
     return keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True)
 
 
-def load_roles(folder: Path, faces: Faces) -> dict[str, Faces]:
-    """The faces of each role of a finished run, rebuilt from its `rows.npz` without resampling."""
+def load_roles(folder: Path, faces: Faces, without: Sequence[str] = ()) -> dict[str, Faces]:
+    """The faces of each role of a finished run, rebuilt from its `rows.npz` without resampling.
+
+    Args:
+        without: roles to leave out.
+    """
     from fer_keras.resample import rebuild
 
     rows = read_arrays(folder / "rows.npz")
     columns = ("rows", "parents", "weight", "labels")
-    roles = dict.fromkeys(name.rpartition("_")[0] for name in rows)
+    roles = [role for role in dict.fromkeys(name.rpartition("_")[0] for name in rows) if role not in without]
     return {role: rebuild(faces, *(rows[f"{role}_{column}"] for column in columns)) for role in roles}
 
 
@@ -308,15 +314,18 @@ def predictions(
     return read_predictions(folder)[1]
 
 
-def save_metrics(folder: Path, params: Mapping, key: str, sets: Mapping, protocol: str, chosen_by: Mapping) -> dict:
+def save_metrics(
+    folder: Path, params: Mapping, key: str, sets: Mapping, protocol: str, chosen_by: Mapping, audit: Mapping
+) -> dict:
     """Score each set of predictions and write `metrics.json`.
 
     Args:
         sets: from `predictions`.
         protocol: the one that the run used, from `fer_keras.split.effective_protocol`.
         chosen_by: which rows chose the model, and how.
+        audit: which of the scored faces had been seen, from `fer_keras.audit.audit`.
     """
-    from fer_keras.evaluate import score, score_by_origin
+    from fer_keras.evaluate import score, score_by
 
     class_names = read_predictions(folder)[0]
     metrics = {
@@ -333,8 +342,9 @@ def save_metrics(folder: Path, params: Mapping, key: str, sets: Mapping, protoco
     for name, found in sets.items():
         scores = score(found.labels, found.probabilities, class_names)
         if (found.origin != "original").any():
-            scores["by_origin"] = score_by_origin(found.labels, found.probabilities, found.origin)
+            scores["by_origin"] = score_by(found.labels, found.probabilities, found.origin, ORIGINS)
         metrics["sets"][name] = scores
+    metrics["audit"] = dict(audit)
     write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -440,6 +450,27 @@ def lineage(folder: Path) -> list[Path]:
     return found
 
 
+def trainings(folder: Path) -> list[Path]:
+    """Of `lineage`, the runs that trained: an ensemble itself does not."""
+    return [run for run in dict.fromkeys(lineage(folder)) if not read_params(run).get("members")]
+
+
+def members(folder: Path) -> list[Path]:
+    """The folders of the runs that an ensemble averages; of another run, itself."""
+    names = read_params(folder).get("members", [])
+    return [folder.parent.parent / name / folder.name for name in names] or [folder]
+
+
+def trained_rows(folders: Sequence[Path]) -> np.ndarray:
+    """Rows of the source that trained these runs, themselves or as a parent of a synthetic face; sorted."""
+    found = [np.empty(0, int)]
+    for folder in folders:
+        names = ("train_rows", "train_parents")
+        found += [array.ravel() for array in read_arrays(folder / "rows.npz", names).values()]
+    rows = np.unique(np.concatenate(found))
+    return rows[rows >= 0]
+
+
 def ancestor_keys(folders: Mapping[str, Path]) -> dict[str, str]:
     return {name: read_environment(folder)["key"] for name, folder in folders.items()}
 
@@ -452,17 +483,13 @@ def check_ancestors(folder: Path, test: Faces, protocol: str) -> None:
     """
     if protocol == "study":
         return
-    for ancestor in lineage(folder):
+    for ancestor in trainings(folder):
         if (other := read_environment(ancestor)["fingerprint"]) != test.fingerprint:
             raise RunError(
                 f"{ancestor} was made from other faces (fingerprint {other[:8]}) than this run has "
                 f"({test.fingerprint[:8]}), so their rows cannot be compared. Give both the same `data`."
             )
-        rows = read_arrays(ancestor / "rows.npz")
-        if "train_rows" not in rows:  # an ensemble under `study` trains nothing itself
-            continue
-        shared = np.intersect1d(np.union1d(rows["train_rows"], rows["train_parents"].ravel()), test.rows)
-        if len(shared := shared[shared >= 0]):
+        if len(shared := np.intersect1d(trained_rows([ancestor]), test.rows)):
             raise RunError(
                 f"{ancestor} trained on {len(shared)} of the {len(test)} faces that this run tests. "
                 "Start from a run of the same protocol, or say `protocol: study`."
@@ -523,15 +550,13 @@ def ensemble_sets(faces: Faces, folders: Mapping[str, Path], protocol: str) -> d
 
     if protocol != "study":
         return split_clean(faces) if protocol == "clean" else split_official(faces)
-    sets, trained = {}, [np.empty(0, int)]
+    sets = {}
     for name, folder in folders.items():
         rows = read_arrays(folder / "rows.npz")
         sets[f"test_{name}"] = rebuild(faces, *(rows[f"test_{c}"] for c in ("rows", "parents", "weight", "labels")))
-        for run in lineage(folder):
-            kept = read_arrays(run / "rows.npz")
-            trained += [kept["train_rows"], kept["train_parents"].ravel()]
     pooled = concatenate(list(sets.values()))
-    unseen = faces.take(~np.isin(faces.rows, np.concatenate(trained)))
+    trained = trained_rows([run for folder in folders.values() for run in trainings(folder)])
+    unseen = faces.take(~np.isin(faces.rows, trained))
     return {"test": pooled} | ({"test_unseen": unseen} if len(unseen) else {}) | sets
 
 

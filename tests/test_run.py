@@ -329,7 +329,7 @@ def test_metrics_say_what_was_scored_and_split_by_origin(faces, tmp_path, resamp
     folder = finish(tmp_path, "tuned", parts)
     sets = run.read_predictions(folder)[1]
     chosen_by = {"role": "validation", "n": len(parts["validation"])}
-    given = run.save_metrics(folder, PARAMS, "key", sets, "study", chosen_by)
+    given = run.save_metrics(folder, PARAMS, "key", sets, "study", chosen_by, {"sets": {}})
     found = run.read_metrics(folder)
     assert found == given == json.loads(json.dumps(given))
     assert (found["key"], found["protocol"], found["data"], found["chosen_by"]) == ("key", "study", "drawn", chosen_by)
@@ -396,6 +396,17 @@ def test_lineage_is_the_run_and_all_before_it_nearest_first(family):
     expected = [family[name] for name in ("ensemble", "ros", "tuned", "smote", "tuned")]
     assert run.lineage(family["ensemble"]) == expected
     assert run.ancestor_keys({"a": family["ros"]}) == {"a": "key of ros"}
+
+
+def test_trainings_are_the_runs_that_fitted_weights_and_members_those_that_are_averaged(family, faces):
+    names = ("ros", "tuned", "smote")
+    assert run.trainings(family["ensemble"]) == [family[name] for name in names]
+    assert run.members(family["ensemble"]) == [family["ros"], family["smote"]]
+    assert run.members(family["ros"]) == [family["ros"]]
+    parts = {name: run.load_roles(family[name], faces)["train"] for name in names}
+    rows = {row for part in parts.values() for row in [*part.rows.tolist(), *part.parents.ravel().tolist()]}
+    assert run.trained_rows([family[name] for name in names]).tolist() == sorted(rows - {-1})
+    assert len(run.trained_rows([])) == 0
 
 
 def test_a_run_whose_ancestor_trained_on_its_test_faces_is_refused_except_under_study(faces, family):
