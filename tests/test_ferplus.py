@@ -1,0 +1,102 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fer_keras import ferplus
+from fer_keras.data import CLASS_NAMES
+
+HEADER = ["Usage", "Image name", *ferplus.VOTES]
+
+
+@pytest.fixture
+def few(faces):
+    return faces.take(slice(0, 6))
+
+
+@pytest.fixture
+def lines(few):
+    """FER+ lines: each face's own label has six votes, `unknown` four; the image numbers skip the third face."""
+    table = pd.DataFrame(0, index=range(6), columns=HEADER).astype({"Usage": object, "Image name": object})
+    table["Usage"] = few.usage
+    table["Image name"] = ["fer0.png", "fer1.png", None, "fer3.png", "fer4.png", "fer5.png"]
+    own = [name for label in few.labels for name, ours in ferplus.VOTES.items() if ours == CLASS_NAMES[label]]
+    for row, name in enumerate(own):
+        table.loc[row, name] = 6
+    table["unknown"] = 4
+    return table
+
+
+def written(tmp_path, table):
+    path = tmp_path / "fer2013new.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_votes_come_by_order_whatever_the_image_numbers(few, lines, tmp_path):
+    votes = ferplus.load_votes(written(tmp_path, lines), few)
+    assert votes.shape == (6, 10) and votes.dtype == "int64" and set(votes.sum(axis=1)) == {10}
+    assert ferplus.majority(votes).tolist() == [CLASS_NAMES[label] for label in few.labels]
+
+
+def test_a_tie_is_no_majority():
+    votes = np.zeros((3, 10), int)
+    votes[0, [1, 4]] = 5
+    votes[1, 9] = 10
+    votes[2, [1, 4, 8]] = 4, 3, 3
+    assert ferplus.majority(votes).tolist() == ["no majority", "not a face", "happy"]
+
+
+def test_agreement_and_confusion_by_hand():
+    labels = np.array([3, 3, 0, 6])  # happy, happy, angry, neutral
+    votes = np.zeros((4, 10), int)
+    votes[0, 1] = 10  # happiness
+    votes[1, [1, 3]] = 4, 6  # happiness, sadness
+    votes[2, [4, 0]] = 5, 5  # anger, neutral: a tie
+    votes[3, 9] = 10  # not a face
+    table = ferplus.agreement(labels, votes)
+    assert list(table.index) == [*CLASS_NAMES, "all"]
+    assert table.loc["happy", ["faces", "agree", "votes", "not a face"]].tolist() == [2, 0.5, 0.7, 0]
+    assert table.loc["all", ["faces", "agree", "votes", "not a face"]].tolist() == [4, 0.25, (1 + 0.4 + 0.5) / 4, 1]
+    assert table.loc["fear"].isna().all()
+    matrix = ferplus.confusion(labels, votes)
+    assert matrix.shape == (7, 11) and matrix.to_numpy().sum() == 4
+    assert matrix.loc["happy", ["happy", "sad"]].tolist() == [1, 1]
+    assert matrix.loc["angry", "no majority"] == matrix.loc["neutral", "not a face"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(index=2), "has 5 lines and there are 6 faces"),
+        (lambda t: pd.concat([t, t.tail(1)]), "has 7 lines and there are 6 faces"),
+        (lambda t: t.drop(columns=["fear", "NF"]), "has no column fear, NF"),
+        (lambda t: t.assign(fear="x"), "must be whole numbers"),
+        (lambda t: t.assign(fear=-1), "must be whole numbers"),
+        (lambda t: t.assign(Usage=["Test", *t["Usage"][1:]]), "line 2: Usage 'Test', but that face has"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(few, lines, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        ferplus.load_votes(written(tmp_path, change(lines)), few)
+
+
+def test_a_missing_file_is_refused(few, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*votes\.csv"):
+        ferplus.load_votes(tmp_path / "votes.csv", few)
+
+
+def test_the_real_votes_fit_the_real_faces(real_csv):
+    from fer_keras.data import load_fer2013
+
+    faces = load_fer2013(real_csv)
+    votes = ferplus.load_votes(Path(os.environ["FER_KERAS_TEST_DATA"], "fer2013", "fer2013new.csv"), faces)
+    table = ferplus.agreement(faces.labels, votes)
+    assert table.loc["all", "not a face"] == 177
+    # Happy is the class that people agree on most, as in the paper's examples; joined one row off it would be chance.
+    assert table["agree"].idxmax() == "happy" and table.loc["happy", "agree"] > 0.9
+    shifted = ferplus.agreement(np.roll(faces.labels, 1), votes)
+    assert shifted.loc["all", "agree"] < 0.3
+    assert ferplus.confusion(faces.labels, votes).to_numpy().sum() == 35887
