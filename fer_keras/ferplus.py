@@ -1,7 +1,7 @@
 """Label quality: FER+'s ten votes a face as a second opinion on FER2013's labels.
 
-FER+ (`fer2013new.csv`) has one line for each face of FER2013, in the same order, without the pictures. Its image numbers
-skip rows, so lines are joined by order, and the usage of every line is checked.
+FER+ (`fer2013new.csv`) has one line for each face of FER2013, in the same order, without the pictures. Its image
+numbers skip rows, so lines are joined by order, and the usage of every line is checked.
 
 Reference:
     Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution",
@@ -61,8 +61,8 @@ def load_votes(path: str | Path, faces: Faces) -> np.ndarray:
     if len(differ):
         at = differ[0]
         raise ValueError(
-            f"{path}, line {at + 2}: Usage {table['Usage'][at]!r}, but that face has {faces.usage[at]!r}. The lines are "
-            "joined by their order: a line may be missing before, or the faces are not in Kaggle's order."
+            f"{path}, line {at + 2}: Usage {table['Usage'][at]!r}, but that face has {faces.usage[at]!r}. The lines "
+            "are joined by their order: a line may be missing before, or the faces are not in Kaggle's order."
         )
     votes = table[list(VOTES)]
     if not all(pd.api.types.is_integer_dtype(kind) for kind in votes.dtypes) or (votes < 0).any(axis=None):
