@@ -1,19 +1,23 @@
 # make demo     everything on drawn faces: baseline, tuned, balanced runs, ensemble, report
 # make test     the tests
 # make report   the same on real faces: make report DATA=/path/to/fer2013.csv SUITE=official
+# make worth    the three protocols side by side: make worth DATA=/path/to/fer2013.csv SIZE=cpu (on a GPU without SIZE)
 # make help     all targets
 
 SHELL := /bin/bash
 PYTHON ?= python3
 BACKEND ?= cpu
 SUITE ?= official
+SIZE ?=
+comma := ,
+space := $(subst ,, )
 VENV := .venv
 BIN := $(VENV)/bin
 # The programs that Snakemake and the notebooks call are the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 READY := $(VENV)/.ready-$(BACKEND)
 
-.PHONY: help install demo test test-jax report lint pictures benchmarks clean
+.PHONY: help install demo test test-jax report worth lint pictures benchmarks clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -34,7 +38,11 @@ demo: $(READY)
 
 report: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make report DATA=/path/to/fer2013.csv SUITE=$(SUITE)"; exit 2; }
-	snakemake --config suite=$(SUITE) data="$(abspath $(DATA))"
+	snakemake --config suite=$(SUITE) data="$$(realpath "$(DATA)")"
+
+worth: $(READY)
+	@test -n "$(DATA)" || { echo "Say where the faces are: make worth DATA=/path/to/fer2013.csv SIZE=$(SIZE)"; exit 2; }
+	snakemake --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) data="$$(realpath "$(DATA)")"
 
 test: $(READY)
 	python -m pytest

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
-from fer_keras import duplicates, run
-from fer_keras.data import Faces
-from fer_keras.evaluate import score_by, wilson
+from fer_keras import data, duplicates, run
+from fer_keras.data import CLASS_NAMES, Faces
+from fer_keras.evaluate import percent, score_by, wilson
 
 # How a scored face was seen, the most certain first. All but the last two are by the run itself (or its members).
 TOUCHES = {
@@ -23,7 +25,6 @@ TOUCHES = {
     "ancestor": "one of these is true of a run that this one starts from, not of this one",
     "untouched": "nothing like it trained",
 }
-DUPLICATES = ("identical", "near", "shifted", "mirrored")
 
 
 def touches(scored: Faces, rows: np.ndarray, faces: Faces) -> tuple[np.ndarray, np.ndarray]:
@@ -109,10 +110,6 @@ def _worth(scored: Faces, kinds, twin, predicted, rows) -> dict:
 
 def table(found: Mapping):
     """The audit of one set as a table for readers: how many faces of each kind of touch, and top-1 on them."""
-    import pandas as pd
-
-    from fer_keras.evaluate import percent
-
     names = {**TOUCHES, "all_touched": "all of these but the last"}
     rows = {
         name.replace("_", " "): {
@@ -128,8 +125,6 @@ def table(found: Mapping):
 
 def sentences(found: Mapping, name: str = "test") -> str:
     """What the audit of one set means, in sentences computed from it."""
-    from fer_keras.evaluate import percent
-
     part = found["sets"][name]
     top1 = part["top1"]
     lines = [
@@ -145,5 +140,146 @@ def sentences(found: Mapping, name: str = "test") -> str:
             f"{percent(labels['differ'], labels['interval'])} % of them carry another label than it, so whoever "
             f"answers from memory has at most {percent(labels['ceiling'])} % of these right."
         )
+    lines.append("Whether the same person is in both is unknown.")
+    return "\n".join(lines)
+
+
+# --- Other people's data --------------------------------------------------------------------------------------------
+
+
+def load(path: str, size: int = 48, resize: bool = True, progress: bool = False) -> Faces:
+    """Load faces from any folder of images, or from a CSV file like FER2013's, as grey faces of one size.
+
+    Args:
+        path: a folder, looked through with all its subfolders (one named after an expression gives the label); or a
+            CSV file with a column `pixels` of square faces, and optionally `emotion` and `Usage`. `PATH:USAGE` takes
+            the rows of one usage, e.g. `fer2013.csv:Training`.
+        size: height and width to bring all faces to.
+        resize: whether to resize faces of another size; a note says how many. Otherwise they are refused.
+        progress: show a bar.
+
+    Returns:
+        `Faces`; labels are −1 where they are not known, and rows count files in the order of their names.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if there are no faces, or a face cannot be read, or has another size and `resize` is false.
+    """
+    file, _, usage = path.rpartition(":")
+    if not file or Path(path).expanduser().exists():
+        file, usage = path, ""
+    where = Path(file).expanduser()
+    if not where.exists():
+        raise FileNotFoundError(f"There is no file or folder {where}. Give a folder of images or a CSV file.")
+    if where.is_dir():
+        if usage:
+            raise ValueError(f"{where} is a folder: it has no usage {usage!r}. Name the folder inside it.")
+        return _load_folder(where, size, resize, progress)
+    faces = _load_csv(where, size, resize)
+    if not usage:
+        return faces
+    if usage not in faces.usage:
+        raise ValueError(f"{where} has no rows of usage {usage!r}. There are: {', '.join(dict.fromkeys(faces.usage))}.")
+    return faces.take(faces.usage == usage)
+
+
+def _load_folder(folder, size, resize, progress):
+    from PIL import Image
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in data.IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise ValueError(f"The folder {folder} holds no PNG or JPEG files.")
+    images, labels, resized = [], [], 0
+    for path in tqdm(files, desc=f"reading {folder.name}", disable=not progress, ncols=100):
+        try:
+            with Image.open(path) as image:
+                pixels = data.as_uint8_grey(image)
+        except Exception as error:  # Pillow raises many kinds on a broken file
+            raise ValueError(f"{path} cannot be read as an image: {error}.") from None
+        resized += pixels.shape != (size, size)
+        images.append(_fit(pixels, size, resize, path))
+        name = path.parent.name.lower()
+        name = data.ALIASES.get(name, name)
+        labels.append(CLASS_NAMES.index(name) if name in CLASS_NAMES else -1)
+    return _as_faces(images, labels, [""] * len(files), resized, size)
+
+
+def _load_csv(path, size, resize):
+    try:
+        faces = data.load_fer2013(path)
+        if size == data.IMAGE_SIZE[0]:
+            return faces
+        images, labels, usage = faces.images[..., 0], faces.labels, faces.usage
+    except ValueError:  # not FER2013 itself: another size, or without emotion or Usage
+        table = pd.read_csv(path, skipinitialspace=True)
+        table.columns = [name.strip().lower() for name in table.columns]
+        if "pixels" not in table or not len(table):
+            raise ValueError(f"{path} has no rows with a column `pixels`, so it is not like fer2013.csv.") from None
+        rows = [str(row).split() for row in table["pixels"]]
+        sides = [round(len(row) ** 0.5) for row in rows]
+        for number, (row, side) in enumerate(zip(rows, sides, strict=True), start=2):
+            if len(row) != side * side or not all(value.isdigit() and int(value) < 256 for value in row):
+                raise ValueError(
+                    f"{path}, line {number}: {len(row)} pixels, expected a square number of 0–255."
+                ) from None
+        images = [np.array(row, "uint8").reshape(side, side) for row, side in zip(rows, sides, strict=True)]
+        labels = table["emotion"].to_numpy("int64") if "emotion" in table else np.full(len(rows), -1)
+        usage = table["usage"].astype(str).to_numpy() if "usage" in table else np.full(len(rows), "")
+    resized = sum(image.shape != (size, size) for image in images)
+    fitted = [_fit(image, size, resize, f"{path}, line {line}") for line, image in enumerate(images, start=2)]
+    return _as_faces(fitted, labels, usage, resized, size)
+
+
+def _fit(pixels, size, resize, where):
+    from PIL import Image
+
+    if pixels.shape == (size, size):
+        return pixels
+    if not resize:
+        height, width = pixels.shape
+        raise ValueError(f"{where} has {width}×{height} pixels, expected {size}×{size}, and resizing was not wanted.")
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0))
+
+
+def _as_faces(images, labels, usage, resized, size):
+    notes = (f"{resized:,} of {len(images):,} faces were resized to {size}×{size}.",) if resized else ()
+    images = np.stack(images)[..., None]
+    return Faces(images, np.asarray(labels, "int64"), np.arange(len(images)), np.asarray(usage, "U32"), notes=notes)
+
+
+def audit_sets(train: Faces, test: Faces, threshold: float = duplicates.THRESHOLD, progress: bool = False):
+    """Audit two sets of faces of which nothing is known but their pixels.
+
+    Returns:
+        How each test face was seen, str (n,), keys of `TOUCHES`: "synthetic" if it lies between two training faces,
+        or is one of two that a training face lies between; and the pairs of `fer_keras.duplicates.find(test, train)`.
+    """
+    pairs = duplicates.find(test, train, threshold, progress)
+    found = np.full(len(test), "untouched", dtype="U9")
+    found[duplicates.interpolations(test, train, progress)["position"]] = "synthetic"
+    both = run.concatenate([test, train])
+    made = duplicates.interpolations(train, both, progress)
+    parents = np.unique(made[["first", "second"]])
+    found[parents[parents < len(test)].astype(int)] = "synthetic"
+    best = pairs.sort_values(["first", "kind"]).drop_duplicates("first")
+    found[best["first"]] = best["kind"].astype(str)
+    return found, pairs
+
+
+def describe(kinds: np.ndarray, pairs: pd.DataFrame) -> str:
+    """What `audit_sets` found, in sentences."""
+    n, touched = len(kinds), int((kinds != "untouched").sum())
+    lines = [
+        f"{touched:,} of {n:,} test faces had been seen in training: {percent(touched / n, wilson(touched, n))} %."
+    ]
+    for kind, meaning in TOUCHES.items():
+        if kind != "untouched" and (count := int((kinds == kind).sum())):
+            lines.append(f"  {kind:10} {count:7,}   {meaning}")
+    known = pairs[(pairs["first_label"] >= 0) & (pairs["second_label"] >= 0)]
+    best = known.sort_values(["first", "kind", "similarity"], ascending=[True, True, False]).drop_duplicates("first")
+    if len(best):
+        differ = int((best["first_label"] != best["second_label"]).sum())
+        share = percent(differ / len(best), wilson(differ, len(best)))
+        lines.append(f"Of {len(best):,} with a duplicate, {differ:,} carry another label than it: {share} %.")
     lines.append("Whether the same person is in both is unknown.")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The command line `fer-keras`: a thin layer over the library's functions."""
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -19,6 +20,24 @@ def main(arguments: list[str] | None = None) -> int:
     show = actions.add_parser("show", help="load faces and count them")
     show.add_argument("path")
     show.set_defaults(call=_show)
+    clean = actions.add_parser("clean", help="find the rows that the protocol `clean` leaves out, and compare the list")
+    clean.add_argument("path")
+    clean.add_argument("file", type=Path, nargs="?", help="where to write the list as CSV")
+    clean.set_defaults(call=_clean)
+
+    audit = commands.add_parser(
+        "audit",
+        help="which test faces had been seen in training",
+        description="Audit a finished run by its folder, or two sets of faces: folders of images or CSV files like "
+        "FER2013's; FILE.csv:USAGE takes the rows of one usage.",
+    )
+    audit.add_argument("paths", nargs="+", metavar="RUN | TRAIN TEST")
+    audit.add_argument("--data", help="the faces of the run, where they are no longer at the place that it names")
+    audit.add_argument("--threshold", type=float, help="least correlation of duplicates, default 0.95")
+    audit.add_argument("--size", type=int, default=48, help="side to which all faces are brought, default 48")
+    audit.add_argument("--no-resize", action="store_true", help="refuse faces of another size")
+    audit.add_argument("--csv", type=Path, help="where to write the pairs")
+    audit.set_defaults(call=_audit)
 
     status = commands.add_parser("status", help="which runs of a suite are done, stale or not run")
     status.add_argument("suite")
@@ -69,6 +88,64 @@ def _print_counts(faces):
         print("Note:", note)
     names = pd.Categorical.from_codes(faces.labels, faces.class_names)
     print(pd.crosstab(faces.usage, names, rownames=["usage"], colnames=["class"], margins=True).to_string())
+
+
+def _clean(given):
+    from fer_keras import duplicates
+    from fer_keras.run import replacing
+    from fer_keras.source import load
+
+    faces = load(given.path)
+    table = duplicates.clean_list(faces, progress=True)
+    content = duplicates.clean_csv(table)
+    if len(table):
+        print(table.groupby(["usage", "duplicate_usage", "kind"], observed=True).size().to_string(header=False))
+    print(f"{len(table):,} of {len(faces):,} rows are left out. SHA-256 {hashlib.sha256(content).hexdigest()}")
+    if duplicates.rows_hash(faces) == duplicates.FER2013_ROWS:
+        equal = hashlib.sha256(content).hexdigest() == duplicates.CLEAN_SHA256
+        print(f"These are FER2013's rows, and the list {'equals' if equal else 'differs from'} the one that ships.")
+    if given.file:
+        with replacing(given.file) as temporary:
+            temporary.write_bytes(content)
+        print(given.file)
+
+
+def _audit(given):
+    from fer_keras import audit, run
+
+    if len(given.paths) == 1:
+        from fer_keras.source import load
+
+        folder = Path(given.paths[0])
+        if run.read_environment(folder) is None or not (folder / "predictions.npz").exists():
+            raise ValueError(f"{folder} holds no finished run. Give the folder of one, or two sets of faces.")
+        params = run.read_params(folder)
+        faces = load(given.data or params["data"], params["drawn_faces"])
+        if faces.fingerprint != run.read_environment(folder)["fingerprint"]:
+            raise ValueError(f"{given.data or params['data']} holds other faces than this run had.")
+        found = audit.audit(folder, faces)
+        for name, part in found["sets"].items():
+            print(f"{name}\n{audit.table(part).to_string()}\n{audit.sentences(found, name)}\n")
+        return
+    if len(given.paths) != 2:
+        raise ValueError(f"Give the folder of one run, or two sets of faces. Received: {len(given.paths)} paths")
+    sets = [audit.load(path, given.size, not given.no_resize, progress=True) for path in given.paths]
+    for path, faces in zip(given.paths, sets, strict=True):
+        print(f"{path}: {len(faces):,} faces. {' '.join(faces.notes)}")
+    threshold = audit.duplicates.THRESHOLD if given.threshold is None else given.threshold
+    kinds, pairs = audit.audit_sets(*sets, threshold=threshold, progress=True)
+    print(audit.describe(kinds, pairs))
+    if given.csv:
+        names = {"first_row": "test_row", "second_row": "train_row"}
+        names |= {
+            "first_label": "test_label",
+            "second_label": "train_label",
+            "kind": "kind",
+            "similarity": "similarity",
+        }
+        with run.replacing(given.csv) as temporary:
+            pairs.rename(columns=names)[list(names.values())].to_csv(temporary, index=False)
+        print(given.csv)
 
 
 def _status(given):

@@ -166,16 +166,28 @@ def bootstrap(matrix: np.ndarray, confidence: float = 0.95, random_state: int = 
     return {name: [float(v) for v in np.quantile(values, [tail, 1 - tail])] for name, values in samples.items()}
 
 
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> pd.DataFrame:
+    """Confidence and accuracy of the faces in equal bins of confidence, the probability of the predicted class.
+
+    Returns:
+        One row for each bin that has faces: n, confidence and accuracy (means, 0–1).
+    """
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    faces = pd.DataFrame({"bin": index, "confidence": confidence, "accuracy": hit})
+    return faces.groupby("bin").agg(
+        n=("accuracy", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
+    )
+
+
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error: mean gap between confidence and accuracy, over equal bins of confidence.
 
     Reference:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599.
     """
-    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(index, weights=hit - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    found = reliability(labels, probabilities, bins)
+    return float(np.average(np.abs(found["accuracy"] - found["confidence"]), weights=found["n"]))
 
 
 def score_by(

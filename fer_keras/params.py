@@ -58,6 +58,10 @@ PARAMETERS = {
     "tta": str,
     # ensemble
     "members": list,
+    # pages
+    "suites": list,
+    "ferplus_csv": str,
+    "show_faces": bool,
     # suite
     "experiments": list,
     "overrides": dict,

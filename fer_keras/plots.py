@@ -11,6 +11,15 @@ import seaborn as sns
 
 from fer_keras.data import Faces
 
+# Published results and the protocols, the same in every picture, in the order of legends.
+PROTOCOL_COLOURS = dict(
+    zip(
+        ("published", "study", "official", "clean"),
+        ("0.45", *(sns.color_palette("colorblind")[i] for i in (3, 0, 2))),
+        strict=True,
+    )
+)
+
 
 def _axes(ax, width=7.0, height=4.0):
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
@@ -173,3 +182,97 @@ def recalls(table, ax=None):
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return ax
+
+
+def reliability(table, ax=None, label=""):
+    """Accuracy against confidence, the area of a point being its faces; on the diagonal a model knows what it knows.
+
+    Args:
+        table: from `fer_keras.evaluate.reliability`.
+    """
+    ax = _axes(ax, 4.4, 4.2)
+    ax.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    sizes = 12 + 300 * table["n"] / table["n"].sum()
+    ax.plot(table["confidence"], table["accuracy"], linewidth=1, color=sns.color_palette("colorblind")[0])
+    ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=sns.color_palette("colorblind")[0])
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=label)
+    sns.despine(ax=ax)
+    return ax
+
+
+def protocols(table, ax=None):
+    """Top-1 of each experiment under each protocol, with 95 % intervals where there are any.
+
+    Args:
+        table: pandas table, one row a point: experiment, protocol, top1, low, high (per cent; low and high may be
+            missing, as of published results).
+    """
+    names = list(dict.fromkeys(table["experiment"]))
+    ax = _axes(ax, 8, 0.9 + 0.62 * len(names))
+    kinds = [kind for kind in PROTOCOL_COLOURS if kind in set(table["protocol"])]
+    for number, kind in enumerate(kinds):
+        part = table[table["protocol"] == kind]
+        at = [
+            len(names) - 1 - names.index(name) - (number - (len(kinds) - 1) / 2) * 0.17 for name in part["experiment"]
+        ]
+        errors = np.nan_to_num(np.abs(part[["low", "high"]].to_numpy(float).T - part["top1"].to_numpy()))
+        style = (
+            {"fmt": "D", "markersize": 4.5, "color": "0.45"} if kind == "published" else {"fmt": "o", "capsize": 2.5}
+        )
+        ax.errorbar(part["top1"], at, xerr=errors, label=kind, **style)
+    ax.set_yticks(range(len(names)), names[::-1])
+    for edge in np.arange(len(names) - 1) + 0.5:
+        ax.axhline(edge, color="0.92", linewidth=0.8, zorder=0)
+    ax.set_xlabel("top-1 on the protocol's own test faces, % (95 % interval)")
+    ax.grid(axis="x", linewidth=0.4)
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(kinds))
+    sns.despine(ax=ax)
+    return ax
+
+
+def touched(rows: Mapping[str, Mapping[str, tuple[int, float]]], ax=None):
+    """Of which faces a score is made: one bar a run, its parts as wide as their share, each with its top-1.
+
+    Args:
+        rows: by run, by part: faces and top-1 (0–1). All rows have the same parts, in the order in which to draw them;
+            a part may be empty.
+    """
+    ax = _axes(ax, 9, 1.1 + 0.5 * len(rows))
+    names = list(next(iter(rows.values())))
+    palette = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    for at, parts in enumerate(reversed(rows.values())):
+        total, left = sum(n for n, _ in parts.values()), 0.0
+        for name, (n, top1) in parts.items():
+            width = 100 * n / total
+            ax.barh(at, width, left=left, color=palette[name], height=0.72, edgecolor="white")
+            if width >= 6:
+                ax.text(left + width / 2, at, f"{100 * top1:.0f}", ha="center", va="center", fontsize=9, color="black")
+            left += width
+    ax.set_yticks(range(len(rows)), list(rows)[::-1])
+    ax.set(xlim=(0, 100), xlabel="share of the test faces, %; in each part, the top-1 on it, %")
+    shown = [name for name in names if any(parts[name][0] for parts in rows.values())]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=palette[name]) for name in shown]
+    ax.legend(handles, shown, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def pairs(first: Faces, second: Faces, table, columns: int = 4):
+    """Pairs of faces side by side, with kind, similarity and both labels; returns the figure.
+
+    Args:
+        table: rows of `fer_keras.duplicates.find(first, second)`.
+    """
+    names = first.class_names
+    rows = max(1, -(-len(table) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 2.4, rows * 1.75), layout="constrained")
+    for ax in np.atleast_1d(axes).ravel():
+        ax.axis("off")
+    for ax, pair in zip(np.atleast_1d(axes).ravel(), table.itertuples(), strict=False):
+        left, right = first.images[pair.first], second.images[pair.second]
+        gap = np.full((left.shape[0], 3, left.shape[2]), 255, "uint8")
+        ax.imshow(np.concatenate([left, gap, right], axis=1).squeeze(), cmap="gray", vmin=0, vmax=255)
+        ax.set_title(
+            f"{pair.kind} {pair.similarity:.3f}\n{names[pair.first_label]} | {names[pair.second_label]}", fontsize=8
+        )
+    return figure

@@ -11,7 +11,7 @@ import yaml
 
 from fer_keras import params, run
 from fer_keras import suite as suites
-from fer_keras.evaluate import percent
+from fer_keras.evaluate import compare, percent
 
 # The study's results as published, in per cent. The number of test faces is not stated there: 3,589 and 6,293 are those
 # that the published digits fit. The protocol is what the study describes: balanced sets were split after balancing.
@@ -76,38 +76,85 @@ def collect(
 def comparison(results: list[Result]) -> pd.DataFrame:
     """Ours beside the published numbers, one row for each experiment of the study or the suite.
 
-    Each number of ours comes with its protocol, its number of test faces and its 95 % interval. With several seeds the
-    first is shown.
+    Each number of ours comes with its protocol and its number of test faces, top-1 and balanced accuracy with their
+    95 % intervals. Of several seeds, mean and range are given in place of the interval.
     """
-    ours = {}
+    ours: dict[str, list[Result]] = {}
     for result in results:
-        ours.setdefault(result.experiment, result)
-    names = list(dict.fromkeys([*ours, *PUBLISHED]))
+        ours.setdefault(result.experiment, []).append(result)
     rows = {}
-    for name in names:
-        published, result = PUBLISHED.get(name), ours.get(name)
+    for name in dict.fromkeys([*ours, *PUBLISHED]):
+        published = PUBLISHED.get(name)
         row = dict.fromkeys(("published top-1/2/3 %", "published protocol, n"), "–")
         if published:
             n = f"{published['n']:,}" if published["n"] else "not stated"
             row["published top-1/2/3 %"] = " / ".join(f"{published[f'top{k}']:.2f}" for k in (1, 2, 3))
             row["published protocol, n"] = f"{published['protocol']}, {n}"
         row |= dict.fromkeys(("our top-1 %", "our top-2 / 3 %", "balanced accuracy %", "our protocol, n"), "–")
-        row["state"] = result.state if result else "not in this suite"
-        if result and result.metrics:
-            test = result.metrics["sets"]["test"]
-            row["our top-1 %"] = percent(test["top1"], test["intervals"]["top1"])
-            row["our top-2 / 3 %"] = f"{percent(test['top2'])} / {percent(test['top3'])}"
-            row["balanced accuracy %"] = percent(test["balanced_accuracy"], test["intervals"]["balanced_accuracy"])
-            row["our protocol, n"] = f"{result.metrics['protocol']}, {test['n']:,}"
+        row["state"] = ", ".join(dict.fromkeys(r.state for r in ours.get(name, []))) or "not in this suite"
+        runs = [result.metrics for result in ours.get(name, []) if result.metrics]
+        if runs:
+            row["our top-1 %"] = over_seeds(runs, "top1")
+            row["our top-2 / 3 %"] = f"{over_seeds(runs, 'top2', False)} / {over_seeds(runs, 'top3', False)}"
+            row["balanced accuracy %"] = over_seeds(runs, "balanced_accuracy")
+            row["our protocol, n"] = f"{runs[0]['protocol']}, {runs[0]['sets']['test']['n']:,}"
         rows[name] = row
     return pd.DataFrame(rows).T
 
 
+def over_seeds(runs: list[Mapping], metric: str, interval: bool = True) -> str:
+    """A metric of the test faces in per cent: of one run with its interval, of several seeds mean and range."""
+    tests = [metrics["sets"]["test"] for metrics in runs]
+    values = [test[metric] for test in tests]
+    if len(values) == 1:
+        return percent(values[0], tests[0]["intervals"][metric] if interval else None)
+    spread = f" ({percent(min(values))}–{percent(max(values))}, {len(values)} seeds)" if interval else ""
+    return percent(sum(values) / len(values)) + spread
+
+
+def against(results: list[Result], reference: str = "tuned") -> pd.DataFrame:
+    """Each run against a reference on the same test faces: differences in points, intervals, McNemar's exact test.
+
+    Runs that were scored on other faces are left out: they do not compare.
+    """
+    first = {r.seed: r for r in results if r.experiment == reference and r.metrics}
+    rows = {}
+    for result in results:
+        base = first.get(result.seed)
+        if not result.metrics or not base or result is base:
+            continue
+        row = paired(base.folder, result.folder)
+        if row:
+            rows[_label(result, results)] = {"protocol": result.metrics["protocol"]} | row
+    return pd.DataFrame(rows).T
+
+
+def paired(first: Path, second: Path) -> dict | None:
+    """The test faces of two runs compared, for readers; None if they are not the same faces."""
+    sets = [run.read_predictions(folder)[1]["test"] for folder in (first, second)]
+    try:
+        found = compare(*sets)
+    except ValueError:
+        return None
+    cells = {
+        f"{label}, points": "{:+.2f} ({:+.1f} to {:+.1f})".format(
+            *(100 * value for value in (found[name]["difference"], *found[name]["interval"]))
+        )
+        for name, label in (("top1", "top-1"), ("balanced_accuracy", "balanced accuracy"))
+    }
+    p = found["p_value"]
+    verdict = "within noise" if found["within_noise"] else "better" if found["top1"]["difference"] > 0 else "worse"
+    return {"n": f"{found['n']:,}", **cells, "p (McNemar)": "< 0.001" if p < 0.001 else f"{p:.3f}", "top-1": verdict}
+
+
+def _label(result: Result, results: list[Result]) -> str:
+    several = len({each.seed for each in results}) > 1
+    return f"{result.experiment} seed {result.seed}" if several else result.experiment
+
+
 def scored(results: list[Result]) -> dict[str, Mapping]:
     """Metrics of the runs that have them, by experiment (and seed, where there are several)."""
-    seeds = {result.seed for result in results}
-    label = (lambda r: r.experiment) if len(seeds) == 1 else (lambda r: f"{r.experiment} seed {r.seed}")
-    return {label(result): result.metrics for result in results if result.metrics}
+    return {_label(result, results): result.metrics for result in results if result.metrics}
 
 
 def recalls(results: list[Result]) -> pd.DataFrame:
@@ -133,6 +180,7 @@ def roles(results: list[Result]) -> pd.DataFrame:
             "chosen by": f"{chosen['role']}, {chosen['n']:,}",
             "scored on": f"test, {sets['test']['n']:,}",
             "top-1 on test %": percent(sets["test"]["top1"]),
+            "touched %": percent(metrics["audit"]["sets"]["test"]["touched"]) if "audit" in metrics else "–",
             "protocol": metrics["protocol"],
         }
     return pd.DataFrame(rows).T
@@ -158,26 +206,20 @@ def findings(results: list[Result]) -> str:
     if not found:
         return "No run of this suite is finished."
     lines = []
-    by_score = sorted(found.items(), key=lambda item: item[1]["sets"]["test"]["top1"])
-    name, best = by_score[-1]
-    test = best["sets"]["test"]
-    lines.append(
-        f"Highest top-1: {name}, {percent(test['top1'], test['intervals']['top1'])} % of {test['n']:,} test faces."
-    )
-    fair = sorted(found.items(), key=lambda item: item[1]["sets"]["test"]["balanced_accuracy"])
-    name, best = fair[-1]
-    test = best["sets"]["test"]
-    interval = test["intervals"]["balanced_accuracy"]
-    lines.append(f"Highest balanced accuracy: {name}, {percent(test['balanced_accuracy'], interval)} %.")
-    if "tuned" in found and found["tuned"]["sets"]["test"]:
-        start = found["tuned"]["sets"]["test"]
-        for name, metrics in found.items():
-            if name.startswith("balanced-"):
-                change = metrics["sets"]["test"]
-                lines.append(
-                    f"{name} against tuned: top-1 {100 * (change['top1'] - start['top1']):+.2f} points, "
-                    f"balanced accuracy {100 * (change['balanced_accuracy'] - start['balanced_accuracy']):+.2f} points."
-                )
+    # Scores on different faces, or under different protocols, are never ranked together.
+    for rows, names in _comparable(found).items():
+        for metric, word in (("top1", "top-1"), ("balanced_accuracy", "balanced accuracy")):
+            best = max(names, key=lambda name: found[name]["sets"]["test"][metric])
+            test = found[best]["sets"]["test"]
+            which = "Highest" if len(names) > 1 else "Only"
+            lines.append(f"{which} {word} under {rows}: {best}, {percent(test[metric], test['intervals'][metric])} %.")
+    changes = against(results)
+    for name, row in changes.iterrows() if len(changes) else ():
+        if name.startswith("balanced-"):
+            lines.append(
+                f"{name} against tuned: top-1 {row['top-1, points']} points, {row['top-1']}; "
+                f"balanced accuracy {row['balanced accuracy, points']} points."
+            )
     table = recalls(results).mean(axis=1).sort_values()
     lines.append(
         "Hardest classes by mean recall: " + ", ".join(f"{c} {v:.1f} %" for c, v in table.head(3).items()) + "."
@@ -194,6 +236,17 @@ def findings(results: list[Result]) -> str:
     if missing := [result.experiment for result in results if result.state == "not run"]:
         lines.append(f"Not run: {', '.join(missing)}.")
     return "\n".join(lines)
+
+
+def _comparable(found: Mapping[str, Mapping]) -> dict[str, list[str]]:
+    """Names of runs that were scored on the same faces, by what they share: protocol and number of faces."""
+    groups: dict[str, list[str]] = {}
+    for name, metrics in found.items():
+        n = metrics["sets"]["test"]["n"]
+        # Under `study` each run draws its own split.
+        own = f", {name}'s own split" if metrics["protocol"] == "study" else ""
+        groups.setdefault(f"{metrics['protocol']} ({n:,} test faces{own})", []).append(name)
+    return groups
 
 
 def render(notebook: str | Path, target: str | Path | None = None, without_faces: bool = False) -> Path:

@@ -1,10 +1,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from test_run import finish
 
 from fer_keras import audit, duplicates, resample, run, split
+from fer_keras.cli import main
 from fer_keras.drawn import draw
 
 
@@ -136,3 +139,137 @@ def test_an_ensemble_is_audited_with_its_members_trainings(faces, tmp_path):
     # Every synthetic test face has a parent that trained one of the members.
     kinds, _ = audit.touches(sets["test"], own, faces)
     assert set(kinds[sets["test"].rows < 0]) <= {"synthetic", "untouched"}
+
+
+# --- Other people's data --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(faces, tmp_path):
+    """Two folders of images: training faces, and test faces of which some stand in training in some way."""
+
+    def write(name, images, labels):
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = tmp_path / name / faces.class_names[label] / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.squeeze()).save(path)
+        return tmp_path / name
+
+    test = faces.images[:12].copy()
+    test[0] = faces.images[100]
+    test[1] = faces.images[101][:, ::-1]
+    train = write("train", faces.images[100:160], faces.labels[100:160])
+    return train, write("test", test, faces.labels[:12])
+
+
+def test_two_folders_of_images_are_audited_from_their_pixels(folders, tmp_path, capsys):
+    train, test = map(str, folders)
+    assert main(["audit", train, test, "--csv", str(tmp_path / "pairs.csv")]) == 0
+    out = capsys.readouterr().out
+    assert f"{train}: 60 faces." in out and "2 of 12 test faces had been seen in training: 16.67 (" in out
+    assert "identical        1" in out and "mirrored         1" in out and "unknown" in out
+    pairs = pd.read_csv(tmp_path / "pairs.csv")
+    assert list(pairs.columns) == ["test_row", "train_row", "test_label", "train_label", "kind", "similarity"]
+    assert sorted(pairs["kind"]) == ["identical", "mirrored"]
+
+
+def test_faces_between_two_training_faces_and_their_parents_are_found_without_their_rows(faces):
+    balanced = resample.resample(faces.take(faces.usage == "Training"), "smote")
+    made = balanced.take(np.flatnonzero(balanced.rows < 0))
+    clear = np.abs(made.weight - 0.5) < 0.4
+    made = made.take(np.flatnonzero(clear)[:20])
+    others = faces.take(faces.usage == "PrivateTest")
+    train = faces.take(faces.usage == "Training")
+    kinds, _ = audit.audit_sets(train, run.concatenate([made, others]))
+    assert np.mean(np.isin(kinds[:20], ["synthetic", "near"])) > 0.9
+    assert set(kinds[20:]) == {"untouched"}
+    # The other way round: what trained was made from faces that are tested.
+    parents = faces.take(np.unique(made.parents))
+    kinds, _ = audit.audit_sets(made, parents)
+    assert np.mean(np.isin(kinds, ["synthetic", "near"])) > 0.9
+
+
+@pytest.mark.parametrize("size", [48, 32])
+def test_images_of_other_sizes_are_resized_and_counted_or_refused(folders, tmp_path, size):
+    train, _ = folders
+    image = Image.open(next(train.rglob("*.png")))
+    image.resize((90, 90)).convert("RGB").save(train / "big.jpg")
+    found = audit.load(str(train), size)
+    assert found.images.shape == (61, size, size, 1) and found.images.dtype == "uint8"
+    assert found.notes == (f"{1 if size == 48 else 61} of 61 faces were resized to {size}×{size}.",)
+    assert found.labels[found.labels >= 0].size == 60, "big.jpg lies in no expression's folder"
+    with pytest.raises(ValueError, match=r"big\.jpg has 90×90 pixels, expected 48×48, and resizing was not wanted"):
+        audit.load(str(train), 48, resize=False)
+
+
+def test_a_csv_file_like_fer2013s_may_have_other_sizes_and_fewer_columns(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [" ".join(map(str, rng.integers(0, 256, 100))) for _ in range(3)]
+    path = tmp_path / "small.csv"
+    path.write_text("Usage, pixels\n" + "".join(f"{usage},{row}\n" for usage, row in zip("aba", rows, strict=True)))
+    found = audit.load(f"{path}:a", 10)
+    assert found.images.shape == (2, 10, 10, 1) and found.labels.tolist() == [-1, -1]
+    assert found.images[1].ravel().tolist() == [int(value) for value in rows[2].split()]
+    assert audit.load(str(path), 48).notes == ("3 of 3 faces were resized to 48×48.",)
+    with pytest.raises(ValueError, match=r"no rows of usage 'c'\. There are: a, b"):
+        audit.load(f"{path}:c", 10)
+    path.write_text("pixels\n1 2 3\n")
+    with pytest.raises(ValueError, match=r"line 2: 3 pixels, expected a square number"):
+        audit.load(str(path))
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="has no rows with a column `pixels`"):
+        audit.load(str(path))
+
+
+def test_fer2013_by_usage(write_csv, row):
+    path = write_csv(row(0, "Training"), row(1, "Training", seed=1), row(2, "PrivateTest", seed=2))
+    assert audit.load(f"{path}:Training").rows.tolist() == [0, 1]
+    assert audit.load(f"{path}:PrivateTest").labels.tolist() == [2]
+    assert audit.load(str(path), 24).images.shape == (3, 24, 24, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "test"], "There is no file or folder"),
+        (["empty", "test"], "holds no PNG or JPEG files"),
+        (["broken", "test"], "cannot be read as an image"),
+        (["train:Training", "test"], "is a folder: it has no usage 'Training'"),
+        (["train", "test", "--threshold", "1.5"], "`threshold` must be above 0 and at most 1"),
+        (["train"], "holds no finished run"),
+        (["train", "test", "empty"], "Received: 3 paths"),
+    ],
+)
+def test_wrong_inputs_are_one_sentence(folders, tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG not")
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("fer-keras: ") and message in error
+
+
+def test_a_run_is_audited_from_its_folder(faces, tmp_path, monkeypatch, capsys):
+    drawn = draw(140)
+    parts = split.split_official(drawn)
+    folder = finish(tmp_path, "tuned", parts, starts_from="", data="drawn", drawn_faces=140)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["audit", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "untouched" in out and f"of the {len(parts['test'])} test faces are touched" in out
+    other = finish(tmp_path, "other", split.split_official(draw(150)), starts_from="", data="drawn", drawn_faces=140)
+    assert main(["audit", str(other)]) == 2
+    assert "holds other faces than this run had" in capsys.readouterr().err
+
+
+def test_the_list_of_clean_is_rebuilt_and_compared(faces, write_csv, row, tmp_path, capsys):
+    same = row(0, "Training", seed=5)
+    path = write_csv(
+        same, row(1, "Training", seed=1), same.replace("Training", "PrivateTest"), row(2, "PublicTest", seed=3)
+    )
+    assert main(["data", "clean", str(path), str(tmp_path / "list.csv")]) == 0
+    assert "1 of 4 rows are left out" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "list.csv")[["row", "duplicate_of", "kind"]].to_numpy().tolist() == [
+        [0, 2, "identical"]
+    ]

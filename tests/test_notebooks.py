@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from fer_keras import report, run
+from fer_keras import report, run, worth
 
 TINY = {
     "suite": "tiny",
@@ -31,6 +31,16 @@ TINY = {
 }
 
 
+# The same faces under the other protocols, with the runs that a comparison needs.
+OTHERS = {
+    f"tiny-{protocol}": TINY
+    | {"suite": f"tiny-{protocol}", "protocol": protocol, "experiments": ["tuned", "balanced-ros"]}
+    | {"overrides": {"tuned": TINY["overrides"]["tuned"]}}
+    for protocol in ("official", "clean")
+}
+SUITES = ("tiny", *OTHERS)
+
+
 def call(*command, cwd, timeout=280):
     """Run a program of this environment in `cwd`; returns its exit code and output."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -41,25 +51,26 @@ def call(*command, cwd, timeout=280):
 
 
 def write_suite(project, content):
-    (project / "params/suites/tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (project / f"params/suites/{content['suite']}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of what a user has, with one tiny suite, run to its end by Snakemake."""
+    """A copy of what a user has, with tiny suites under the three protocols, run to their end by Snakemake."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("notebooks", "params", "profiles"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)
-    write_suite(folder, TINY)
-    code, output = call("snakemake", "--config", "suite=tiny", cwd=folder, timeout=900)
+    for content in (TINY, *OTHERS.values()):
+        write_suite(folder, content)
+    code, output = call("snakemake", "--config", f"suite={','.join(SUITES)}", cwd=folder, timeout=900)
     assert code == 0, output[-5000:]
     folder.joinpath("snakemake.log").write_text(output)
     return folder
 
 
-def where(project, experiment):
-    return run.folder_of("tiny", experiment, 0, project / "outputs")
+def where(project, experiment, suite="tiny"):
+    return run.folder_of(suite, experiment, 0, project / "outputs")
 
 
 @pytest.mark.timeout(1000)
@@ -100,6 +111,80 @@ def test_the_ensemble_under_study_scores_each_members_test_rows_and_the_pooled_o
     assert metrics["sets"]["test"]["n"] == pooled
 
 
+def test_a_training_that_two_suites_have_is_made_once(project):
+    made, taken = where(project, "tuned"), where(project, "tuned", "tiny-official")
+    assert run.read_metrics(made)["key"] == run.read_metrics(taken)["key"]
+    assert (made / "model.keras").read_bytes() == (taken / "model.keras").read_bytes()
+    assert run.read_params(taken)["protocol"] == "official" and run.read_params(made)["protocol"] == "study"
+    clean = where(project, "tuned", "tiny-clean")
+    assert run.read_metrics(clean)["key"] != run.read_metrics(made)["key"]
+    assert run.read_metrics(clean)["protocol"] == "clean"
+
+
+def test_every_run_is_audited(project):
+    for suite in SUITES:
+        for experiment in ("tuned", "balanced-ros"):
+            metrics = run.read_metrics(where(project, experiment, suite))
+            found = metrics["audit"]["sets"]["test"]
+            assert found["n"] == metrics["sets"]["test"]["n"]
+            counts = [scores["n"] for kind, scores in found["top1"].items() if kind != "all_touched"]
+            assert sum(counts) == found["n"]
+            hits = sum(round(s["n"] * s["top1"]) for kind, s in found["top1"].items() if kind != "all_touched")
+            assert hits == round(metrics["sets"]["test"]["top1"] * found["n"])
+    official, study, clean = (
+        run.read_metrics(where(project, "balanced-ros", suite))["audit"]["sets"]["test"]["touched"]
+        for suite in ("tiny-official", "tiny", "tiny-clean")
+    )
+    assert clean == 0 < official < 0.1 < 0.5 < study
+
+
+@pytest.fixture
+def results(project):
+    return worth.collect(SUITES, project / "outputs", folder=project / "params")
+
+
+def test_the_suites_stand_side_by_side(project, results):
+    assert len(results) == 4 + 1 + 2, "tuned of `study` and `official` is one training"
+    table = worth.side_by_side(results)
+    assert table.loc["tuned", "study"] == "–" and table.loc["ensemble", "official"] == "–"
+    for suite, column in (("tiny", "study"), ("tiny-official", "official"), ("tiny-clean", "clean")):
+        test = run.read_metrics(where(project, "balanced-ros", suite))["sets"]["test"]
+        assert table.loc["balanced-ros", column].startswith(f"{100 * test['top1']:.2f} (")
+        assert table.loc["balanced-ros", column].endswith(f", n {test['n']}")
+    points = worth.points(results)
+    assert (points["protocol"] == "published").sum() == 4 and (points["low"] <= points["top1"]).sum() == 7
+    parts = worth.parts(results, "study")
+    assert {name: sum(n for n, _ in row.values()) for name, row in parts.items()} == {
+        f"{name} (study)": run.read_metrics(where(project, name))["sets"]["test"]["n"]
+        for name in ("balanced-ros", "balanced-smote", "ensemble")
+    }
+    assert set(worth.main_runs(results)) == {"study", "official", "clean"}
+    assert worth.main_runs(results)["study"].experiment == "ensemble"
+    assert worth.stops(results).loc["tuned (official), seed 0", "epochs"] == "2 of 2"
+    text = worth.findings(results)
+    assert "ensemble: published 97.18 %; ours" in text and "not run under official" in text
+
+
+def test_paired_tests_are_of_the_same_faces_only(results):
+    official = [result for result in results if result.metrics["protocol"] == "official"]
+    assert list(report.against(official).index) == ["balanced-ros"]
+    study = [result for result in results if result.metrics["protocol"] == "study" or result.experiment == "tuned"]
+    assert not {"balanced-ros", "balanced-smote"} & set(report.against(study).index)
+    assert list(worth.official_against_clean(results).index) == ["tuned", "balanced-ros"]
+
+
+def test_nothing_to_put_side_by_side_is_refused(project, tmp_path):
+    with pytest.raises(ValueError, match="No run of tiny, tiny-clean is finished"):
+        worth.collect(["tiny", "tiny-clean"], tmp_path, folder=project / "params")
+
+
+def test_the_page_of_the_protocols_leaves_out_faces_when_asked(project):
+    page = project / "outputs/worth" / "+".join(SUITES)
+    whole = (page / "report.html").read_text()
+    public = report.render(page / "notebook.ipynb", project / "public.html", without_faces=True).read_text()
+    assert public.count("<img") == whole.count("<img") - 1
+
+
 def test_the_members_mean_is_the_ensembles_prediction(project):
     _, ensemble = run.read_predictions(where(project, "ensemble"))
     _, member = run.read_predictions(where(project, "balanced-ros"))
@@ -114,12 +199,11 @@ def test_the_members_mean_is_the_ensembles_prediction(project):
 
 
 def test_reports_stand_alone(project):
-    for page in [
-        *(where(project, name) / "report.html" for name in TINY["experiments"]),
-        *project.glob("outputs/tiny/*/*.html"),
-    ]:
+    pages = [path for path in (project / "outputs").rglob("report.html") if "published" not in path.parts]
+    assert len(pages) == 4 + 2 + 2 + 2 * 3 + 1
+    for page in pages:
         text = page.read_text()
-        assert "<img" in text or "ensemble" in str(page)
+        assert "<img" in text
         for fetched in ('src="http', "src='http", 'href="http', "@import url"):
             links = [part[:80] for part in text.split(fetched)[1:] if not part.startswith("s://jupyter.org")]
             assert not links, f"{page} fetches {links}"
@@ -127,7 +211,7 @@ def test_reports_stand_alone(project):
 
 
 def test_nothing_is_run_again_without_a_reason(project):
-    code, output = call("snakemake", "--config", "suite=tiny", "--dry-run", cwd=project)
+    code, output = call("snakemake", "--config", f"suite={','.join(SUITES)}", "--dry-run", cwd=project)
     assert code == 0 and "Nothing to be done" in output, output
 
 
