@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     render.add_argument("--without-faces", action="store_true", help="leave out the pictures that show faces")
     render.set_defaults(call=_render)
 
-    publish = commands.add_parser("publish", help="copy a suite's metrics, predictions and reports without faces")
-    publish.add_argument("suite")
+    publish = commands.add_parser("publish", help="copy metrics, predictions and reports without faces of suites")
+    publish.add_argument("suites", nargs="+", metavar="SUITE")
     publish.add_argument("--outputs", default="outputs")
     publish.set_defaults(call=_publish)
 
@@ -168,14 +168,14 @@ def _render(given):
 
 
 def _publish(given):
-    from fer_keras.report import publish
+    from fer_keras.publish import publish
 
-    for path in publish(given.suite, given.outputs):
+    for path in publish(given.suites, given.outputs):
         print(path)
 
 
 def _tables(given):
-    from fer_keras.report import fill_tables
+    from fer_keras.publish import fill_tables
     from fer_keras.run import write_text
 
     text = given.file.read_text(encoding="utf-8")

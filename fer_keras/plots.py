@@ -212,14 +212,11 @@ def protocols(table, ax=None):
     kinds = [kind for kind in PROTOCOL_COLOURS if kind in set(table["protocol"])]
     for number, kind in enumerate(kinds):
         part = table[table["protocol"] == kind]
-        at = [
-            len(names) - 1 - names.index(name) - (number - (len(kinds) - 1) / 2) * 0.17 for name in part["experiment"]
-        ]
+        below = (number - (len(kinds) - 1) / 2) * 0.17
+        at = [len(names) - 1 - names.index(name) - below for name in part["experiment"]]
         errors = np.nan_to_num(np.abs(part[["low", "high"]].to_numpy(float).T - part["top1"].to_numpy()))
-        style = (
-            {"fmt": "D", "markersize": 4.5, "color": "0.45"} if kind == "published" else {"fmt": "o", "capsize": 2.5}
-        )
-        ax.errorbar(part["top1"], at, xerr=errors, label=kind, **style)
+        marker, colour = "D" if kind == "published" else "o", PROTOCOL_COLOURS[kind]
+        ax.errorbar(part["top1"], at, xerr=errors, fmt=marker, markersize=5, capsize=2.5, color=colour, label=kind)
     ax.set_yticks(range(len(names)), names[::-1])
     for edge in np.arange(len(names) - 1) + 0.5:
         ax.axhline(edge, color="0.92", linewidth=0.8, zorder=0)

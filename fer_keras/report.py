@@ -1,15 +1,13 @@
 """Reports: executed notebooks as pages that open without a network, and a suite's results beside the published ones."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from fer_keras import params, run
+from fer_keras import run
 from fer_keras import suite as suites
 from fer_keras.evaluate import compare, percent
 
@@ -304,52 +302,3 @@ def _for_readers(outputs: list) -> list:
         first = next(output for output in outputs if output.get("name") == "stderr")
         shown.insert(0, first | {"name": "stdout", "text": bars[-1] + "\n"})
     return shown
-
-
-def publish(suite: str, outputs: str | Path = "outputs") -> list[Path]:
-    """Copy what may be shown of a suite to `outputs/published/<suite>/`: metrics, predictions, reports without faces.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ValueError: if no run of the suite is finished.
-    """
-    target = Path(outputs) / "published"
-    written = []
-    for result in collect(suite, outputs):
-        if not result.metrics:
-            continue
-        there = run.folder_of(suite, result.experiment, result.seed, target)
-        there.mkdir(parents=True, exist_ok=True)
-        kept = {name: v for name, v in run.read_params(result.folder).items() if name not in params.LOCATIONS}
-        run.write_text(there / "params.yaml", yaml.safe_dump(kept, sort_keys=False))
-        for name in ("metrics.json", "predictions.npz", "environment.json", "history.csv"):
-            if (result.folder / name).exists():
-                written.append(Path(shutil.copyfile(result.folder / name, there / name)))
-        written.append(render(result.folder / "notebook.ipynb", there / "report.html", without_faces=True))
-    if not written:
-        raise ValueError(
-            f"No run of the suite {suite!r} is finished in {outputs}. Run it first: make report SUITE={suite}"
-        )
-    for page in ("explore", "report"):
-        notebook = Path(outputs) / suite / page / "notebook.ipynb"
-        if notebook.exists():
-            (target / suite).mkdir(parents=True, exist_ok=True)
-            written.append(render(notebook, target / suite / f"{page}.html", without_faces=True))
-    return written
-
-
-def markdown_table(suite: str, outputs: str | Path = "outputs/published") -> str:
-    """The comparison table of a suite in Markdown, from its run folders."""
-    table = comparison([result for result in collect(suite, outputs) if result.metrics])
-    table = table[table["our top-1 %"] != "–"].drop(columns="state")
-    lines = ["| experiment | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join(lines)
-
-
-def fill_tables(text: str, outputs: str | Path = "outputs/published") -> str:
-    """Put the tables between `<!-- table: SUITE -->` and `<!-- end table -->` of a Markdown text."""
-    pattern = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
-    return pattern.sub(lambda m: f"{m[1]}{markdown_table(m[2], outputs)}\n{m[3]}", text)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from fer_keras import report, run, worth
+from fer_keras import publish, report, run, worth
 
 TINY = {
     "suite": "tiny",
@@ -304,12 +304,20 @@ def test_the_command_line_wins_over_the_suites_overrides(project, tmp_path):
 
 def test_publishing_leaves_out_faces_and_rebuilds_the_tables(project, monkeypatch):
     monkeypatch.chdir(project)
-    written = report.publish("tiny")
+    written = publish.publish(SUITES)
     page = project / "outputs/published/tiny/tuned/seed-0/report.html"
     assert page in [project / path for path in written]
     whole = (where(project, "tuned") / "report.html").read_text()
     assert page.read_text().count("<img") == whole.count("<img") - 2  # samples and mistakes
-    text = report.fill_tables("before\n<!-- table: tiny -->\nold\n<!-- end table -->\nafter")
+    kept = run.read_predictions(page.parent)[1]
+    whole = run.read_predictions(where(project, "tuned"))[1]
+    assert set(kept) == {"validation", "test"} == set(whole) - {"train"}
+    np.testing.assert_array_equal(kept["test"].probabilities, whole["test"].probabilities)
+    assert project / "outputs/published/worth" / f"{'+'.join(SUITES)}.html" in [project / path for path in written]
+    assert "data" not in run.read_params(page.parent)
+    text = publish.fill_tables(f"a\n<!-- table: {', '.join(SUITES)} -->\nold\n<!-- end table -->\nb")
+    assert "| tuned | 66.15 (official) | – |" in text and "\n- ensemble: published 97.18 %" in text
+    text = publish.fill_tables("before\n<!-- table: tiny -->\nold\n<!-- end table -->\nafter")
     assert "old" not in text and "| tuned | 66.15 / 82.22 / 90.89 |" in text and text.endswith("after")
     top1 = run.read_metrics(where(project, "tuned"))["sets"]["test"]["top1"]
     assert f"{100 * top1:.2f} (" in text

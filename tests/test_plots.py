@@ -118,6 +118,56 @@ def test_intervals_stand_in_the_order_given_from_the_top():
     np.testing.assert_allclose(ax.containers[0].lines[0].get_xdata(), [50, 70])
 
 
+def test_reliability_shows_accuracy_against_confidence():
+    table = pd.DataFrame({"n": [30, 10], "confidence": [0.4, 0.9], "accuracy": [0.5, 0.7]})
+    ax = plots.reliability(table, label="name")
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("confidence", "accuracy", "name")
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), [[0.4, 0.5], [0.9, 0.7]])
+    sizes = ax.collections[0].get_sizes()
+    assert sizes[0] > sizes[1]
+
+
+def test_protocols_have_their_own_colours_and_places():
+    table = pd.DataFrame(
+        [
+            {"experiment": "tuned", "protocol": "published", "top1": 66.0, "low": None, "high": None},
+            {"experiment": "tuned", "protocol": "clean", "top1": 60.0, "low": 58.0, "high": 61.0},
+            {"experiment": "ensemble", "protocol": "study", "top1": 90.0, "low": 89.0, "high": 92.0},
+        ]
+    )
+    ax = plots.protocols(table)
+    assert texts(ax.get_yticklabels()) == ["ensemble", "tuned"]
+    assert texts(ax.get_legend().get_texts()) == ["published", "study", "clean"]
+    bars = {bar.get_label(): bar.lines[2][0].get_segments()[0] for bar in ax.containers}
+    np.testing.assert_allclose(bars["clean"][:, 0], [58, 61])
+    np.testing.assert_allclose(bars["published"][:, 0], [66, 66])
+    assert bars["published"][0, 1] > bars["clean"][0, 1] > 0.5 > bars["study"][0, 1]
+    alone = plots.protocols(table[table["protocol"] == "clean"])
+    colour = [c.lines[0].get_color() for c in (ax.containers[2], alone.containers[0])]
+    assert colour[0] == colour[1]
+
+
+def test_the_parts_of_a_score_are_as_wide_as_their_faces():
+    rows = {"one": {"seen": (30, 0.9), "new": (10, 0.5)}, "two": {"seen": (0, 0.0), "new": (10, 0.25)}}
+    ax = plots.touched(rows)
+    assert texts(ax.get_yticklabels()) == ["two", "one"] and texts(ax.get_legend().get_texts()) == ["seen", "new"]
+    widths = [patch.get_width() for patch in ax.patches]
+    np.testing.assert_allclose(widths, [0, 100, 75, 25])
+    assert texts(ax.texts) == ["25", "90", "50"]
+
+
+def test_pairs_stand_side_by_side_with_their_labels(faces):
+    table = pd.DataFrame(
+        {"first": [1], "second": [4], "kind": ["near"], "similarity": [0.97], "first_label": [0], "second_label": [3]}
+    )
+    figure = plots.pairs(faces, faces, table)
+    shown = [ax for ax in figure.axes if ax.images]
+    assert len(shown) == 1 and shown[0].get_title() == "near 0.970\nangry | happy"
+    image = shown[0].images[0].get_array()
+    np.testing.assert_array_equal(image[:, :48], faces.images[1].squeeze())
+    np.testing.assert_array_equal(image[:, 51:], faces.images[4].squeeze())
+
+
 @pytest.mark.parametrize(
     "draw",
     [

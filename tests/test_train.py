@@ -1,3 +1,6 @@
+import types
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pandas as pd
@@ -113,6 +116,29 @@ def test_streaming_gives_what_the_device_gives(parts):
     resident, history = fit(parts, epochs=2)
     streamed, streamed_history = fit(parts, epochs=2, device_bytes=0)
     pd.testing.assert_frame_equal(history, streamed_history)
+    assert weights_equal(resident, streamed)
+
+
+def test_faces_stream_from_a_memory_map_without_being_read_whole(parts, tmp_path, monkeypatch):
+    np.save(tmp_path / "images.npy", parts["train"].images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    numpy = types.ModuleType("numpy")
+    numpy.__dict__.update(np.__dict__, concatenate=lambda *arrays: pytest.fail("the faces were joined in memory"))
+    read = []
+    real = train.Rows.__getitem__
+
+    def watched(self, index):
+        batch = real(self, index)
+        read.append(len(batch[0]))
+        return batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "np", numpy)
+        patched.setattr(train.Rows, "__getitem__", watched)
+        streamed, history = fit({**parts, "train": replace(parts["train"], images=mapped)}, epochs=2, device_bytes=0)
+    assert len(read) >= 2 * 7 and max(read) <= COMMON["batch_size"]
+    resident, resident_history = fit(parts, epochs=2)
+    pd.testing.assert_frame_equal(history, resident_history)
     assert weights_equal(resident, streamed)
 
 
