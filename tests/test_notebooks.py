@@ -243,10 +243,57 @@ def _outputs(text):
     ]
 
 
-def test_changed_code_marks_runs_stale_and_reruns_nothing(project, monkeypatch):
+def test_changed_code_marks_runs_stale_and_reruns_nothing(project, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "source_hash", lambda: "other")
     states = {r.experiment: r.state for r in report.collect("tiny", project / "outputs", project / "params")}
     assert set(states.values()) == {"stale"}
+    # Snakemake itself, with a copy of the package whose training code differs.
+    shutil.copytree(ROOT / "fer_keras", tmp_path / "fer_keras", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "fer_keras" / "train.py", "a") as file:
+        file.write("\nCHANGED = True\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, output = call("fer-keras", "status", "tiny", cwd=project)
+    assert code == 0 and output.count("stale") == 4 and "done" not in output, output
+    code, output = call("snakemake", "--config", f"suite={','.join(SUITES)}", "--dry-run", cwd=project)
+    assert code == 0 and "Nothing to be done" in output, output
+
+
+def test_status_says_when_parameters_or_faces_are_others(project):
+    def states(given=TINY, **more):
+        write_suite(project, given)
+        try:
+            found = report.collect("tiny", project / "outputs", project / "params", **more)
+        finally:
+            write_suite(project, TINY)
+        return {result.experiment: result.state for result in found}
+
+    assert set(states().values()) == {"done"}
+    changed = TINY | {"overrides": TINY["overrides"] | {"balanced-smote": {"dropout": 0.4}}}
+    assert states(changed) == {
+        "tuned": "done",
+        "balanced-ros": "done",
+        "balanced-smote": "other parameters",
+        "ensemble": "other parameters",
+    }
+    assert set(states(fingerprint="of other faces").values()) == {"other parameters"}
+    assert states(TINY | {"data": "elsewhere.csv"})["tuned"] == "done"
+
+
+@pytest.mark.timeout(300)
+def test_a_training_outlives_a_failure_after_it(project, tmp_path):
+    """A picture that fails must not cost the training: the next call goes on with the weights."""
+    notebook = nbformat.read(project / "notebooks/train.ipynb", 4)
+    broken = next(cell for cell in notebook.cells if "plots.training_curves" in cell.source)
+    broken.source = "raise RuntimeError('no picture')"
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    given = ("-f", "params/tuned.yaml", "-f", "params/suites/tiny.yaml", "-p", "seed", "5", "-p", "outputs", tmp_path)
+    code, output = call("papermill", tmp_path / "broken.ipynb", tmp_path / "out.ipynb", *given, cwd=project)
+    folder = run.folder_of("tiny", "tuned", 5, tmp_path)
+    assert code != 0 and "no picture" in output and not (folder / "metrics.json").exists()
+    model = (folder / "model.keras").read_bytes()
+    code, output = call("papermill", "notebooks/train.ipynb", tmp_path / "out.ipynb", *given, cwd=project)
+    assert code == 0, output[-3000:]
+    assert (folder / "model.keras").read_bytes() == model and (folder / "metrics.json").exists()
 
 
 @pytest.mark.timeout(300)
