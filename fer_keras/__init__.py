@@ -1,8 +1,8 @@
 """fer-keras: rerun a published facial-expression-recognition study, and see what each of its numbers is worth.
 
-The modules, in the order in which a face passes them: `data`, `drawn` (`source` chooses) → `split` → `resample` →
-`augment` → `model` → `train` → `evaluate` → `plots`, `report`. `params` resolves a run's parameters, `run` is its
-folder, `suite` the graph of runs.
+The modules, in the order in which a face passes them: `data`, `drawn` (`source` chooses) → `duplicates`, `split` →
+`resample` → `augment` → `model` → `train` → `evaluate` → `audit` → `plots`, `report`, `worth` → `publish`. `params`
+resolves a run's parameters, `run` is its folder, `suite` the graph of runs. `ferplus` is a second opinion on labels.
 """
 
 import os
