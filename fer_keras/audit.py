@@ -5,6 +5,7 @@ Whether two faces show the same person is unknown: none of these data sets says.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fer_keras.evaluate import percent, score_by, wilson
 # How a scored face was seen, the most certain first. All but the last two are by the run itself (or its members).
 TOUCHES = {
     "identical": "it trained, or a face with equal pixels did",
-    "synthetic": "one was interpolated from the other, or both from one face",
+    "synthetic": "it was made from a face that trained, or one that trained was made from it or from its parent",
     "near": "a face that trained is the same picture at another contrast, or nearly",
     "shifted": "a face that trained is the same picture, moved",
     "mirrored": "a face that trained is its mirror image",
@@ -27,32 +28,35 @@ TOUCHES = {
 }
 
 
-def touches(scored: Faces, rows: np.ndarray, faces: Faces) -> tuple[np.ndarray, np.ndarray]:
-    """How each scored face was seen by a training on these rows.
+def touches(scored: Faces, themselves: np.ndarray, parents: np.ndarray, faces: Faces) -> tuple[np.ndarray, np.ndarray]:
+    """How each scored face was seen by a training.
 
     Args:
         scored: original, copied or synthetic faces.
-        rows: rows of the source that trained, themselves or as parents of synthetic faces.
+        themselves: rows of the source that trained.
+        parents: rows of the source between which the synthetic faces lie that trained.
         faces: all faces of the source.
 
     Returns:
-        Keys of `TOUCHES`, without "ancestor", str (n,); and the label of the most alike duplicate that trained, int
-        (n,), −1 without one.
+        Keys of `TOUCHES`, without "ancestor", str (n,); and, of the faces that did not train themselves, the label of
+        the most alike duplicate that did, int (n,), −1 without one.
     """
     found, twin = np.full(len(scored), "untouched", dtype="U9"), np.full(len(scored), -1)
+    rows = np.union1d(themselves, parents)
+    found[np.isin(scored.rows, parents)] = "synthetic"
+    found[(scored.rows < 0) & np.isin(scored.parents, rows).any(axis=1)] = "synthetic"
+    found[np.isin(scored.rows, themselves)] = "identical"
+    # Whether a synthetic face, or one that trained, looks like others, too, changes nothing.
+    rest = np.flatnonzero((found != "identical") & (scored.rows >= 0))
     trained = faces.take(np.isin(faces.rows, rows))
-    synthetic = scored.rows < 0
-    found[synthetic & np.isin(scored.parents, rows).any(axis=1)] = "synthetic"
-    same = np.isin(scored.rows, rows)
-    found[same], twin[same] = "identical", scored.labels[same]
-    # What is known from the rows needs no comparison of pixels.
-    rest = np.flatnonzero(found == "untouched")
     if len(rest) and len(trained):
-        pairs = duplicates.find(scored.take(rest), trained)
-        pairs = pairs.sort_values(["first", "kind", "similarity"], ascending=[True, True, False])
-        best = pairs.drop_duplicates("first")
-        found[rest[best["first"]]] = best["kind"].astype(str)
-        twin[rest[best["first"]]] = best["second_label"]
+        pairs = duplicates.best(duplicates.find(scored.take(rest), trained))
+        at, kinds = rest[pairs["first"]], pairs["kind"].astype(str).to_numpy()
+        itself = np.isin(pairs["second_row"], themselves)
+        kinds[(kinds == "identical") & ~itself] = "synthetic"  # equal to a face that was only a parent
+        twin[at[itself]] = pairs["second_label"][itself]
+        kept = (found[at] == "synthetic") & (kinds != "identical")  # what is known comes before what looks alike
+        found[at[~kept]] = kinds[~kept]
     return found, twin
 
 
@@ -66,17 +70,19 @@ def audit(folder: Path, faces: Faces) -> dict:
     Returns:
         trained: the runs that count, and how many rows of the source trained this run (or its members), and these and
         its ancestors; threshold; per set other than `train`: n, touched (share of all but "untouched"), top1 of each
-        kind of touch (n, top1, interval), of `all_touched` and `untouched`; and labels: of the faces with a duplicate
-        that trained under another row, the share whose labels differ, with its interval, and `ceiling`: what remains.
+        kind of touch (n, top1, interval), of `all_touched` and `untouched`; and labels: of the faces that did not train
+        themselves and have a duplicate that did, the share whose label differs from that of the most alike one, with
+        its interval, and `ceiling`: the top-1 of answering with that label.
         `same_person` is "unknown".
     """
     own, lineage = run.members(folder), run.trainings(folder)
-    rows = {"own": run.trained_rows(own), "all": run.trained_rows(lineage)}
+    before = [path for path in lineage if path not in own]
+    trained, older = run.trained_rows(own), run.trained_rows(before)
     result: dict = {
         "trained": {
             "runs": [path.parent.name for path in lineage],
-            "rows": len(rows["own"]),
-            "rows_with_ancestors": len(rows["all"]),
+            "rows": len(np.union1d(*trained)),
+            "rows_with_ancestors": len(np.unique(np.concatenate([*trained, *older]))),
         },
         "threshold": duplicates.THRESHOLD,
         "same_person": "unknown",
@@ -84,20 +90,19 @@ def audit(folder: Path, faces: Faces) -> dict:
     }
     _, predictions = run.read_predictions(folder)
     for name, scored in run.load_roles(folder, faces, without=["train"]).items():
-        kinds, twin = touches(scored, rows["own"], faces)
+        kinds, twin = touches(scored, *trained, faces)
         rest = np.flatnonzero(kinds == "untouched")
-        if len(rows["all"]) > len(rows["own"]) and len(rest):
-            before, _ = touches(scored.take(rest), np.setdiff1d(rows["all"], rows["own"]), faces)
-            kinds[rest[before != "untouched"]] = "ancestor"
-        result["sets"][name] = _worth(scored, kinds, twin, predictions[name], rows["own"])
+        if before and len(rest):
+            earlier, _ = touches(scored.take(rest), *older, faces)
+            kinds[rest[earlier != "untouched"]] = "ancestor"
+        result["sets"][name] = _worth(scored, kinds, twin, predictions[name])
     return result
 
 
-def _worth(scored: Faces, kinds, twin, predicted, rows) -> dict:
+def _worth(scored: Faces, kinds, twin, predicted) -> dict:
     labels, probabilities = predicted.labels, predicted.probabilities
     seen = np.where(kinds == "untouched", "untouched", "all_touched")
-    # Of a face that trained itself, its own label is no second opinion.
-    other = (twin >= 0) & ~np.isin(scored.rows, rows)
+    other = twin >= 0
     n, differ = int(other.sum()), int((twin[other] != scored.labels[other]).sum())
     return {
         "n": len(scored),
@@ -110,7 +115,7 @@ def _worth(scored: Faces, kinds, twin, predicted, rows) -> dict:
 
 def table(found: Mapping):
     """The audit of one set as a table for readers: how many faces of each kind of touch, and top-1 on them."""
-    names = {**TOUCHES, "all_touched": "all of these but the last"}
+    names = {**TOUCHES, "all_touched": "all that had been seen in some way"}
     rows = {
         name.replace("_", " "): {
             "faces": f"{scores['n']:,}",
@@ -136,9 +141,9 @@ def sentences(found: Mapping, name: str = "test") -> str:
         lines.append(f"Top-1 on the touched ones is {seen} %, on the others {new} %.")
     if labels := part["labels"]:
         lines.append(
-            f"{labels['n']:,} have a duplicate that trained under another row; "
-            f"{percent(labels['differ'], labels['interval'])} % of them carry another label than it, so whoever "
-            f"answers from memory has at most {percent(labels['ceiling'])} % of these right."
+            f"{labels['n']:,} did not train themselves and have a duplicate that did; "
+            f"{percent(labels['differ'], labels['interval'])} % of them carry another label than it, so answering "
+            f"from memory has {percent(labels['ceiling'])} % of these right."
         )
     lines.append("Whether the same person is in both is unknown.")
     return "\n".join(lines)
@@ -211,23 +216,32 @@ def _load_csv(path, size, resize):
             return faces
         images, labels, usage = faces.images[..., 0], faces.labels, faces.usage
     except ValueError:  # not FER2013 itself: another size, or without emotion or Usage
-        table = pd.read_csv(path, skipinitialspace=True)
-        table.columns = [name.strip().lower() for name in table.columns]
-        if "pixels" not in table or not len(table):
-            raise ValueError(f"{path} has no rows with a column `pixels`, so it is not like fer2013.csv.") from None
-        rows = [str(row).split() for row in table["pixels"]]
-        sides = [round(len(row) ** 0.5) for row in rows]
-        for number, (row, side) in enumerate(zip(rows, sides, strict=True), start=2):
-            if len(row) != side * side or not all(value.isdigit() and int(value) < 256 for value in row):
-                raise ValueError(
-                    f"{path}, line {number}: {len(row)} pixels, expected a square number of 0–255."
-                ) from None
-        images = [np.array(row, "uint8").reshape(side, side) for row, side in zip(rows, sides, strict=True)]
-        labels = table["emotion"].to_numpy("int64") if "emotion" in table else np.full(len(rows), -1)
-        usage = table["usage"].astype(str).to_numpy() if "usage" in table else np.full(len(rows), "")
+        images, labels, usage = _parse_csv(path)
     resized = sum(image.shape != (size, size) for image in images)
     fitted = [_fit(image, size, resize, f"{path}, line {line}") for line, image in enumerate(images, start=2)]
     return _as_faces(fitted, labels, usage, resized, size)
+
+
+def _parse_csv(path):
+    """Images, labels and usages of a CSV file with square faces of any size."""
+    try:
+        table = pd.read_csv(path, skipinitialspace=True, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own errors are of this kind
+        raise ValueError(f"{path} cannot be read as CSV: {error}") from None
+    table.columns = [name.strip().lower() for name in table.columns]
+    if "pixels" not in table or not len(table):
+        raise ValueError(f"{path} has no rows with a column `pixels`, so it is not like fer2013.csv.")
+    images, labels = [], []
+    for line, row in enumerate(table["pixels"].str.split(), start=2):
+        side = round(len(row) ** 0.5)
+        if not row or len(row) != side * side or not all(value.isdigit() and int(value) < 256 for value in row):
+            raise ValueError(f"{path}, line {line}: {len(row)} pixels, expected a square number of 0–255.")
+        images.append(np.array(row, int).astype("uint8").reshape(side, side))
+    for line, text in enumerate(table["emotion"].str.strip() if "emotion" in table else [""] * len(table), start=2):
+        if text and not (text.isdigit() and int(text) < len(CLASS_NAMES)):
+            raise ValueError(f"{path}, line {line}: emotion {text!r}, expected 0 to 6, or nothing.")
+        labels.append(int(text) if text else -1)
+    return images, labels, table["usage"].str.strip().to_numpy(str) if "usage" in table else [""] * len(table)
 
 
 def _fit(pixels, size, resize, where):
@@ -256,12 +270,13 @@ def audit_sets(train: Faces, test: Faces, threshold: float = duplicates.THRESHOL
     """
     pairs = duplicates.find(test, train, threshold, progress)
     found = np.full(len(test), "untouched", dtype="U9")
-    found[duplicates.interpolations(test, train, progress)["position"]] = "synthetic"
-    both = run.concatenate([test, train])
-    made = duplicates.interpolations(train, both, progress)
-    parents = np.unique(made[["first", "second"]])
-    found[parents[parents < len(test)].astype(int)] = "synthetic"
-    best = pairs.sort_values(["first", "kind"]).drop_duplicates("first")
+    if min(train.labels.min(), test.labels.min()) < 0:  # where labels are not known, any two faces may be parents
+        train, test = (replace(faces, labels=np.zeros(len(faces), int)) for faces in (train, test))
+    found[duplicates.interpolations(test, train, progress)["position"].astype(int)] = "synthetic"
+    made = duplicates.interpolations(train, run.concatenate([test, train]), progress)
+    parents = np.unique(made[["first", "second"]].to_numpy(int))
+    found[parents[parents < len(test)]] = "synthetic"
+    best = duplicates.best(pairs)
     found[best["first"]] = best["kind"].astype(str)
     return found, pairs
 
@@ -276,7 +291,7 @@ def describe(kinds: np.ndarray, pairs: pd.DataFrame) -> str:
         if kind != "untouched" and (count := int((kinds == kind).sum())):
             lines.append(f"  {kind:10} {count:7,}   {meaning}")
     known = pairs[(pairs["first_label"] >= 0) & (pairs["second_label"] >= 0)]
-    best = known.sort_values(["first", "kind", "similarity"], ascending=[True, True, False]).drop_duplicates("first")
+    best = duplicates.best(known)
     if len(best):
         differ = int((best["first_label"] != best["second_label"]).sum())
         share = percent(differ / len(best), wilson(differ, len(best)))

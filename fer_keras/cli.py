@@ -116,13 +116,16 @@ def _audit(given):
     if len(given.paths) == 1:
         from fer_keras.source import load
 
+        if given.threshold is not None or given.csv or given.no_resize:
+            raise ValueError("--threshold, --csv and --no-resize go with two sets of faces, not with a run.")
         folder = Path(given.paths[0])
-        if run.read_environment(folder) is None or not (folder / "predictions.npz").exists():
-            raise ValueError(f"{folder} holds no finished run. Give the folder of one, or two sets of faces.")
+        if not all((folder / name).exists() for name in ("environment.json", "predictions.npz", "rows.npz")):
+            raise ValueError(f"{folder} holds no finished run with its rows. Give one, or two sets of faces.")
         params = run.read_params(folder)
-        faces = load(given.data or params["data"], params["drawn_faces"])
+        where = given.data or params.get("data", "")
+        faces = load(where, params.get("drawn_faces", 0))
         if faces.fingerprint != run.read_environment(folder)["fingerprint"]:
-            raise ValueError(f"{given.data or params['data']} holds other faces than this run had.")
+            raise ValueError(f"{where} holds other faces than this run had.")
         found = audit.audit(folder, faces)
         for name, part in found["sets"].items():
             print(f"{name}\n{audit.table(part).to_string()}\n{audit.sentences(found, name)}\n")

@@ -8,6 +8,7 @@ Both is done again with one of the two mirrored.
 
 import hashlib
 import io
+import warnings
 from importlib import resources
 
 import numpy as np
@@ -26,7 +27,7 @@ MARGINS = {CELLS: 0.15, 2 * CELLS: 0.07}
 RESIDUAL = 0.75  # grey levels
 KINDS = ("identical", "near", "shifted", "mirrored")
 
-# The rows that the protocol `clean` leaves out of FER2013, version 1. `fer-keras clean DATA` rebuilds the file.
+# The rows that the protocol `clean` leaves out of FER2013, version 1. `fer-keras data clean DATA` rebuilds the file.
 CLEAN_FILE = "clean-fer2013-1.csv"
 CLEAN_SHA256 = "784d771e62b49aec8793c102aad1677a106dde4a79806b11c6ede4602198b090"
 # SHA-256 of the labels and usages of FER2013 in Kaggle's order, by which the file's rows are those of `faces`.
@@ -87,6 +88,17 @@ def find(first: Faces, second: Faces | None = None, threshold: float = THRESHOLD
     return pairs
 
 
+def best(pairs: pd.DataFrame, position: str = "first") -> pd.DataFrame:
+    """Of each face's pairs the one that is most alike: by kind, then by similarity.
+
+    Args:
+        pairs: from `find`.
+        position: the column that tells the faces apart.
+    """
+    order = [position, "kind", "similarity", "second_row"]
+    return pairs.sort_values(order, ascending=[True, True, False, True]).drop_duplicates(position)
+
+
 def normalise(images: np.ndarray, dtype: str = "float32") -> np.ndarray:
     """Faces as vectors whose product is their correlation; a face of a single colour is all zeros.
 
@@ -114,8 +126,8 @@ def _identical(first, second):
 
     def hashes(images):
         return [
-            hashlib.blake2b(image.tobytes(), digest_size=16).digest() if image.min() < image.max() else None
-            for image in images
+            hashlib.blake2b(image.tobytes(), digest_size=16).digest() if picture else None
+            for image, picture in zip(images, _not_flat(images), strict=True)
         ]
 
     left, right = (
@@ -128,11 +140,18 @@ def _identical(first, second):
 def _block(left, right, threshold):
     """Pairs of two blocks that correlate by `threshold`, in place or shifted."""
     least = threshold - 1e-9  # so that a threshold of 1 finds the same face at another contrast
-    near = _pairs(left, right, threshold - 1e-4)  # float32 finds them, float64 says how much they correlate
+    # float32 finds them, on some GPUs with ten bits of mantissa only; float64 says how much they correlate.
+    near = _pairs(left, right, threshold - 2e-3)
     near = near.assign(similarity=_best_shift(left, right, near, 0), kind="near")
     found = [near[near["similarity"] >= least]]
     if shift := min(left.shape[1:3]) // CELLS // 2:
         pairs = _pairs(reduce(left, CELLS), reduce(right, CELLS), threshold - MARGINS[CELLS])
+        if len(pairs) > max(10_000, 0.02 * len(left) * len(right)):
+            warnings.warn(
+                f"{len(pairs) / (len(left) * len(right)):.0%} of the pairs look alike when reduced to {CELLS}×{CELLS}, "
+                f"and all of these are compared at small shifts: at threshold {threshold} this takes long.",
+                stacklevel=3,
+            )
         halves = reduce(left, 2 * CELLS), reduce(right, 2 * CELLS)
         pairs = pairs[_best_shift(*halves, pairs, 1) >= threshold - MARGINS[2 * CELLS]]
         pairs = pairs.assign(similarity=_best_shift(left, right, pairs, shift), kind="shifted")
@@ -181,13 +200,13 @@ def interpolations(faces: Faces, among: Faces, progress: bool = False) -> pd.Dat
         One row for each face found, in order: position (in `faces`), first, second (positions in `among`), weight (0–1,
         how far from the first towards the second) and residual (grey levels).
     """
-    found = []
-    blocks = [
-        (members[start : start + BLOCK], np.flatnonzero(among.labels == label))
-        for label in np.unique(faces.labels)
-        for members in [np.flatnonzero(faces.labels == label)]
-        for start in range(0, len(members), BLOCK)
-    ]
+    found, blocks = [], []
+    pictures, others = _not_flat(faces.images), _not_flat(among.images)
+    for label in np.unique(faces.labels):
+        members = np.flatnonzero(pictures & (faces.labels == label))
+        same = np.flatnonzero(others & (among.labels == label))
+        if len(same):
+            blocks += [(members[start : start + BLOCK], same) for start in range(0, len(members), BLOCK)]
     for members, others in tqdm(blocks, desc="looking between faces", disable=not progress, ncols=100):
         nearest = others[_nearest(faces.images[members], among.images, others)]
         for position, parents in zip(members, nearest, strict=True):
@@ -205,6 +224,11 @@ def interpolations(faces: Faces, among: Faces, progress: bool = False) -> pd.Dat
                 found.append((position, parents[i], parents[j], weight[i, j], residual[i, j]))
     columns = ["position", "first", "second", "weight", "residual"]
     return pd.DataFrame(found, columns=columns).sort_values("position", ignore_index=True)
+
+
+def _not_flat(images):
+    """Which faces have more than one colour."""
+    return np.array([image.min() < image.max() for image in images], bool)
 
 
 def _nearest(images, among, others, count=64):
@@ -248,10 +272,9 @@ def clean_list(faces: Faces, progress: bool = False) -> pd.DataFrame:
                 found.append(pairs.assign(usage=usage, duplicate_usage=other))
     if not found:
         return pd.DataFrame({"row": np.empty(0, int)})
-    pairs = pd.concat(found).rename(columns={"first_row": "row", "second_row": "duplicate_of"})
-    pairs = pairs.sort_values(["row", "kind", "similarity", "duplicate_of"], ascending=[True, True, False, True])
     columns = ["row", "usage", "duplicate_of", "duplicate_usage", "similarity", "kind"]
-    return pairs.drop_duplicates("row")[columns].reset_index(drop=True)
+    pairs = best(pd.concat(found), "first_row").rename(columns={"first_row": "row", "second_row": "duplicate_of"})
+    return pairs[columns].reset_index(drop=True)
 
 
 def rows_to_drop(faces: Faces) -> np.ndarray:

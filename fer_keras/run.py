@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from fer_keras.data import Faces
-from fer_keras.duplicates import CLEAN_SHA256
+from fer_keras.duplicates import CLEAN_SHA256, THRESHOLD
 from fer_keras.params import EVALUATION, LOCATIONS, root
 from fer_keras.split import effective_protocol
 
@@ -68,7 +68,7 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     if "resampling" in params:
         params["protocol"] = effective_protocol(params["protocol"], params["resampling"])
     if params.get("protocol") == "clean":
-        params["clean"] = CLEAN_SHA256  # another list of rows to leave out is another training
+        params["clean"] = f"{CLEAN_SHA256} {THRESHOLD}"  # other rows to leave out are another training
     counted = {
         name: value
         for name, value in sorted(params.items())
@@ -461,14 +461,14 @@ def members(folder: Path) -> list[Path]:
     return [folder.parent.parent / name / folder.name for name in names] or [folder]
 
 
-def trained_rows(folders: Sequence[Path]) -> np.ndarray:
-    """Rows of the source that trained these runs, themselves or as a parent of a synthetic face; sorted."""
-    found = [np.empty(0, int)]
+def trained_rows(folders: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the source that trained these runs: themselves, and as parents of synthetic faces; each sorted."""
+    themselves, parents = [np.empty(0, int)], [np.empty(0, int)]
     for folder in folders:
-        names = ("train_rows", "train_parents")
-        found += [array.ravel() for array in read_arrays(folder / "rows.npz", names).values()]
-    rows = np.unique(np.concatenate(found))
-    return rows[rows >= 0]
+        rows = read_arrays(folder / "rows.npz", ("train_rows", "train_parents"))
+        themselves.append(rows["train_rows"])
+        parents.append(rows["train_parents"].ravel())
+    return tuple(found[found >= 0] for found in (np.unique(np.concatenate(rows)) for rows in (themselves, parents)))
 
 
 def ancestor_keys(folders: Mapping[str, Path]) -> dict[str, str]:
@@ -489,7 +489,7 @@ def check_ancestors(folder: Path, test: Faces, protocol: str) -> None:
                 f"{ancestor} was made from other faces (fingerprint {other[:8]}) than this run has "
                 f"({test.fingerprint[:8]}), so their rows cannot be compared. Give both the same `data`."
             )
-        if len(shared := np.intersect1d(trained_rows([ancestor]), test.rows)):
+        if len(shared := np.intersect1d(np.union1d(*trained_rows([ancestor])), test.rows)):
             raise RunError(
                 f"{ancestor} trained on {len(shared)} of the {len(test)} faces that this run tests. "
                 "Start from a run of the same protocol, or say `protocol: study`."
@@ -556,7 +556,7 @@ def ensemble_sets(faces: Faces, folders: Mapping[str, Path], protocol: str) -> d
         sets[f"test_{name}"] = rebuild(faces, *(rows[f"test_{c}"] for c in ("rows", "parents", "weight", "labels")))
     pooled = concatenate(list(sets.values()))
     trained = trained_rows([run for folder in folders.values() for run in trainings(folder)])
-    unseen = faces.take(~np.isin(faces.rows, trained))
+    unseen = faces.take(~np.isin(faces.rows, np.union1d(*trained)))
     return {"test": pooled} | ({"test_unseen": unseen} if len(unseen) else {}) | sets
 
 

@@ -10,6 +10,8 @@ from fer_keras import audit, duplicates, resample, run, split
 from fer_keras.cli import main
 from fer_keras.drawn import draw
 
+NONE = np.empty(0, int)
+
 
 @pytest.fixture(scope="module")
 def faces():
@@ -33,32 +35,42 @@ def test_each_face_is_touched_in_its_own_way(faces):
     given = changed(given, 201, 0.5 * source[2] + 40)
     given = changed(given, 202, np.roll(source[3], 2, 0))
     given = changed(given, 203, source[4][:, ::-1])
-    kinds, twin = audit.touches(given.take(test), train, given)
+    kinds, twin = audit.touches(given.take(test), train, NONE, given)
     assert kinds.tolist() == ["identical", "near", "shifted", "mirrored"] + ["untouched"] * 6
     assert twin.tolist() == [*given.labels[[1, 2, 3, 4]].tolist(), *[-1] * 6]
-    kinds, twin = audit.touches(given.take(test), np.array([5, 200, 207]), given)
+    kinds, twin = audit.touches(given.take(test), np.array([5, 200, 207]), NONE, given)
     assert kinds[0] == kinds[7] == "identical", "they trained themselves"
-    assert twin[7] == given.labels[207]
+    assert twin[7] == -1, "its own label is no second opinion"
 
 
 def test_a_face_between_two_others_is_touched_when_one_of_them_trained(faces):
     balanced = resample.resample(faces, "smote")
     scored = balanced.take(np.flatnonzero(balanced.rows < 0)[:5])
-    first, second = scored.parents[0]
-    assert audit.touches(scored, np.array([first]), faces)[0][0] == "synthetic"
-    assert audit.touches(scored, np.array([second]), faces)[0][0] == "synthetic"
+    for parent in scored.parents[0]:
+        for themselves, parents in (([parent], NONE), (NONE, [parent])):
+            assert audit.touches(scored, np.array(themselves, int), np.array(parents, int), faces)[0][0] == "synthetic"
     far = np.setdiff1d(faces.rows, scored.parents)[:3]
-    assert "synthetic" not in audit.touches(scored, far, faces)[0]
+    assert "synthetic" not in audit.touches(scored, far, NONE, faces)[0]
+
+
+def test_a_face_that_was_only_a_parent_did_not_train(faces):
+    """It is no copy: what trained lies between it and another face."""
+    given = changed(faces, 201, faces.images[7].astype(float))
+    kinds, twin = audit.touches(given.take([7, 8, 9, 201]), np.array([8]), np.array([7, 8]), given)
+    assert kinds.tolist() == ["synthetic", "identical", "untouched", "synthetic"] and twin.tolist() == [-1] * 4
+    # A twin that trained itself is the stronger touch.
+    kinds, twin = audit.touches(given.take([201]), np.array([7]), np.array([201]), given)
+    assert kinds.tolist() == ["identical"] and twin.tolist() == [given.labels[7]]
 
 
 def test_a_face_of_a_single_colour_is_touched_only_by_itself(faces):
     given = changed(changed(faces, 0, np.full((48, 48, 1), 9)), 200, np.full((48, 48, 1), 9))
-    assert audit.touches(given.take([200]), np.arange(5), given)[0].tolist() == ["untouched"]
-    assert audit.touches(given.take([0]), np.arange(5), given)[0].tolist() == ["identical"]
+    assert audit.touches(given.take([200]), np.arange(5), NONE, given)[0].tolist() == ["untouched"]
+    assert audit.touches(given.take([0]), np.arange(5), NONE, given)[0].tolist() == ["identical"]
 
 
 def test_without_training_faces_nothing_is_touched(faces):
-    kinds, twin = audit.touches(faces.take([1, 2]), np.empty(0, int), faces)
+    kinds, twin = audit.touches(faces.take([1, 2]), NONE, NONE, faces)
     assert kinds.tolist() == ["untouched"] * 2 and twin.tolist() == [-1, -1]
 
 
@@ -100,7 +112,7 @@ def test_the_audit_of_a_run_counts_and_scores_what_was_touched(leaking, tmp_path
     assert scored["labels"]["n"] == 2 and scored["labels"]["differ"] == 0.5 == scored["labels"]["ceiling"]
     text = audit.sentences(found)
     assert f"{200 / n:.2f} % of the {n} test faces are touched" in text and "unknown" in text
-    assert "2 have a duplicate that trained under another row; 50.00 (" in text
+    assert "2 did not train themselves and have a duplicate that did; 50.00 (" in text
     table = audit.table(scored)
     assert table.loc["identical", "faces"] == "2" and table.loc["all touched", "top-1 %"].startswith("100.00 (")
 
@@ -131,14 +143,20 @@ def test_an_ensemble_is_audited_with_its_members_trainings(faces, tmp_path):
     folder = finish(tmp_path, "ensemble", sets, members=list(names))
     found = audit.audit(folder, faces)
     assert found["trained"]["runs"] == ["ros", "tuned", "smote"]
-    own = run.trained_rows(list(folders.values()))
-    assert found["trained"]["rows"] == len(own)
+    themselves, parents = run.trained_rows(list(folders.values()))
+    assert found["trained"]["rows"] == len(np.union1d(themselves, parents))
     assert set(found["sets"]) == set(sets)
+    # What the rows say, face by face, of the pooled test faces.
+    test = sets["test"]
+    copies = np.isin(test.rows, themselves)
+    made = ((test.rows < 0) & np.isin(test.parents, [*themselves, *parents]).any(axis=1)) | (
+        ~copies & np.isin(test.rows, parents)
+    )
+    scored = found["sets"]["test"]["top1"]
+    assert copies.any() and made.any()
+    assert scored["identical"]["n"] == copies.sum() and scored["synthetic"]["n"] == made.sum()
     if "test_unseen" in sets:
         assert found["sets"]["test_unseen"]["touched"] == 0
-    # Every synthetic test face has a parent that trained one of the members.
-    kinds, _ = audit.touches(sets["test"], own, faces)
-    assert set(kinds[sets["test"].rows < 0]) <= {"synthetic", "untouched"}
 
 
 # --- Other people's data --------------------------------------------------------------------------------------------
@@ -189,6 +207,17 @@ def test_faces_between_two_training_faces_and_their_parents_are_found_without_th
     assert np.mean(np.isin(kinds, ["synthetic", "near"])) > 0.9
 
 
+def test_sets_without_common_labels_are_compared_by_their_pixels(faces):
+    balanced = resample.resample(faces, "smote")
+    made = balanced.take(np.flatnonzero((balanced.rows < 0) & (np.abs(balanced.weight - 0.5) < 0.3))[:10])
+    unknown = replace(made, labels=np.full(len(made), -1))
+    kinds, _ = audit.audit_sets(faces, unknown)
+    assert np.mean(np.isin(kinds, ["synthetic", "near"])) > 0.9
+    happy, angry = (faces.take(faces.labels == label) for label in (3, 0))
+    kinds, pairs = audit.audit_sets(happy, angry)
+    assert set(kinds) == {"untouched"} and "Whether the same person" in audit.describe(kinds, pairs)
+
+
 @pytest.mark.parametrize("size", [48, 32])
 def test_images_of_other_sizes_are_resized_and_counted_or_refused(folders, tmp_path, size):
     train, _ = folders
@@ -216,6 +245,12 @@ def test_a_csv_file_like_fer2013s_may_have_other_sizes_and_fewer_columns(tmp_pat
     path.write_text("pixels\n1 2 3\n")
     with pytest.raises(ValueError, match=r"line 2: 3 pixels, expected a square number"):
         audit.load(str(path))
+    path.write_text("emotion,pixels\n,1 2 3 4\n9,1 2 3 4\n")
+    with pytest.raises(ValueError, match=r"line 3: emotion '9', expected 0 to 6, or nothing"):
+        audit.load(str(path))
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"small\.csv cannot be read as CSV"):
+        audit.load(str(path))
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="has no rows with a column `pixels`"):
         audit.load(str(path))
@@ -237,6 +272,7 @@ def test_fer2013_by_usage(write_csv, row):
         (["train:Training", "test"], "is a folder: it has no usage 'Training'"),
         (["train", "test", "--threshold", "1.5"], "`threshold` must be above 0 and at most 1"),
         (["train"], "holds no finished run"),
+        (["train", "--csv", "x.csv"], "go with two sets of faces, not with a run"),
         (["train", "test", "empty"], "Received: 3 paths"),
     ],
 )

@@ -129,6 +129,11 @@ def test_a_threshold_of_one_finds_equal_pictures_at_any_contrast(parts):
     assert of_pair(found, 3, 7)[0] == "near" and len(found) == 1
 
 
+def test_a_threshold_that_makes_much_work_says_so(parts):
+    with pytest.warns(UserWarning, match=r"% of the pairs look alike when reduced to 12×12"):
+        duplicates.find(*parts, threshold=0.3)
+
+
 def test_sets_that_cannot_be_compared_are_refused(parts):
     first, second = parts
     with pytest.raises(ValueError, match=r"equal height, width and channels.*\(48, 48, 1\) and \(48, 48, 3\)"):
@@ -155,6 +160,14 @@ def test_smotes_faces_are_found_with_their_parents(faces):
     first = made.parents[found["position"], 0] == faces.rows[found["first"]]
     weight = np.where(first, found["weight"], 1 - found["weight"])
     np.testing.assert_allclose(weight, made.weight[found["position"]], atol=0.02)
+
+
+def test_a_face_of_a_single_colour_lies_between_no_others(parts):
+    first, _ = parts
+    for at, value in ((0, 0), (1, 128), (2, 255)):
+        first = changed(first, at, np.full((48, 48, 1), value))
+    first = replace(first, labels=np.zeros(len(first), int))
+    assert duplicates.interpolations(first, first).empty
 
 
 def test_faces_that_nobody_made_lie_between_no_others(parts):
