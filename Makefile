@@ -2,6 +2,7 @@
 # make test     the tests
 # make report   the same on real faces: make report DATA=/path/to/fer2013.csv SUITE=official
 # make worth    the three protocols side by side: make worth DATA=/path/to/fer2013.csv SIZE=cpu (on a GPU without SIZE)
+#               FERPLUS=/path/to/fer2013new.csv adds a second opinion on the labels
 # make help     all targets
 
 SHELL := /bin/bash
@@ -42,7 +43,7 @@ report: $(READY)
 
 worth: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make worth DATA=/path/to/fer2013.csv SIZE=$(SIZE)"; exit 2; }
-	snakemake --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) data="$$(realpath "$(DATA)")"
+	snakemake --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) data="$$(realpath "$(DATA)")" $(if $(FERPLUS),ferplus="$$(realpath "$(FERPLUS)")")
 
 test: $(READY)
 	python -m pytest

@@ -103,8 +103,9 @@ rule worth:
         after=sorted(job.key for job in JOBS.values()),
         suites=f"suites: [{', '.join(SUITES)}]",
         more=f"-p drawn_faces {FIRST.params['drawn_faces']}",
+        ferplus=["-p", "ferplus_csv", config["ferplus"]] if config.get("ferplus") else [],
     shell:
-        "papermill notebooks/worth.ipynb {log:q} -y {params.suites:q} -p data {DATA:q} -p outputs {OUTPUTS:q}"
+        "papermill notebooks/worth.ipynb {log:q} -y {params.suites:q} {params.ferplus:q} -p data {DATA:q} -p outputs {OUTPUTS:q}"
         " {params.more} --no-progress-bar && fer-keras render {log:q}"
 
 

@@ -13,7 +13,7 @@ SUITES = ("official-cpu", "clean-cpu", "study-cpu")
 
 def main():
     HERE.mkdir(exist_ok=True)
-    results = worth.collect(SUITES, "outputs/published")
+    results, _ = worth.collect(SUITES, "outputs/published")
     bars = worth.parts(results, "study") | worth.parts(results, "official")
     ensemble = worth.main_runs(results)["official"].metrics
     matrix = ensemble["sets"]["test"]["confusion_matrix"]

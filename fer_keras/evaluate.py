@@ -228,7 +228,7 @@ def compare(
     Returns:
         n; top1 and balanced_accuracy, each with difference (second less first) and interval; only_first, only_second:
         faces that one of the two alone has right; p_value: McNemar's exact test of equal top-1; within_noise: whether
-        the interval of the difference of top-1 holds 0.
+        it is at least 1 − confidence.
 
     Raises:
         ValueError: if the two do not have the same faces in the same order.
@@ -259,12 +259,12 @@ def compare(
     for name, difference in (("top1", _top1_difference), ("balanced_accuracy", _balanced_difference)):
         low, high = np.quantile(difference(drawn), [tail, 1 - tail])
         result[name] = {"difference": float(difference(cells[None])[0]), "interval": [float(low), float(high)]}
-    low, high = result["top1"]["interval"]
+    p_value = float(binomtest(only_first, apart).pvalue) if apart else 1.0
     return result | {
         "only_first": only_first,
         "only_second": only_second,
-        "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
-        "within_noise": bool(low <= 0 <= high),
+        "p_value": p_value,
+        "within_noise": p_value >= 1 - confidence,
     }
 
 

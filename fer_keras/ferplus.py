@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fer_keras.data import CLASS_NAMES, Faces
+from fer_keras.duplicates import FER2013_ROWS, rows_hash
 
 # FER+'s columns, in its order, and the names that FER2013 has for them; the last three FER2013 does not know.
 VOTES = {
@@ -44,13 +45,16 @@ def load_votes(path: str | Path, faces: Faces) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column or a line is missing or too many, or a line is about a face of another usage.
+        ValueError: if a column or a line is missing or too many, the lines are not in FER+'s order or about faces of
+            another usage, or the faces are not FER2013's.
     """
+    if rows_hash(faces) != FER2013_ROWS:
+        raise ValueError("FER+ is about FER2013's faces in Kaggle's order, and these are not: labels or usages differ.")
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. FER+'s votes come as fer2013new.csv.")
     table = pd.read_csv(path)
-    if missing := [name for name in ("Usage", *VOTES) if name not in table]:
+    if missing := [name for name in ("Usage", "Image name", *VOTES) if name not in table]:
         raise ValueError(f"{path} has no column {', '.join(missing)}. Expected FER+'s fer2013new.csv.")
     if len(table) != len(faces):
         raise ValueError(
@@ -64,6 +68,9 @@ def load_votes(path: str | Path, faces: Faces) -> np.ndarray:
             f"{path}, line {at + 2}: Usage {table['Usage'][at]!r}, but that face has {faces.usage[at]!r}. The lines "
             "are joined by their order: a line may be missing before, or the faces are not in Kaggle's order."
         )
+    numbers = table["Image name"].dropna().str.extract(r"(\d+)")[0].astype(int)
+    if (numbers.diff() < 0).mean() > 0.001:  # FER+'s own file has four numbers out of order
+        raise ValueError(f"{path}: the image names are not in FER+'s order, by which its lines are joined.")
     votes = table[list(VOTES)]
     if not all(pd.api.types.is_integer_dtype(kind) for kind in votes.dtypes) or (votes < 0).any(axis=None):
         raise ValueError(f"{path}: the votes must be whole numbers from 0.")

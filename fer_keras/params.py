@@ -71,6 +71,8 @@ PARAMETERS = {
 SUITE_ONLY = ("experiments", "overrides", "seeds")
 # They say where things are, not what a run does: changing them changes no result.
 LOCATIONS = ("data", "outputs", "retrain", "checkpoint_seconds")
+# Of paths, readers are shown the last part.
+PATHS = ("data", "outputs", "ferplus_csv")
 # They say how a trained network is scored: changing them predicts anew and trains nothing.
 EVALUATION = ("tta",)
 
@@ -136,6 +138,10 @@ def read(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"There is no {path}, and no folder {path.parent}. Run this in a clone of the fer-keras repository."
+            )
         there = sorted(file.stem for file in path.parent.glob("*.yaml"))
         near = difflib.get_close_matches(path.stem, there, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(there)}."
@@ -213,7 +219,7 @@ def from_notebook(namespace: Mapping) -> SimpleNamespace:
 
 def table(p: SimpleNamespace) -> pd.DataFrame:
     """The resolved parameters as a table for readers; of paths the last part, since reports are passed on."""
-    shown = {name: Path(value).name if name in ("data", "outputs") else value for name, value in vars(p).items()}
+    shown = {name: Path(value).name if name in PATHS else value for name, value in vars(p).items()}
     return pd.Series({name: str(value) for name, value in shown.items()}, name="value").to_frame()
 
 

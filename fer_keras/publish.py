@@ -24,17 +24,27 @@ def publish(suites: Sequence[str], outputs: str | Path = "outputs") -> list[Path
         The files written.
 
     Raises:
-        ValueError: if no run of a suite is finished.
+        ValueError: if no run of a suite is finished, or one was made with other parameters or has no notebook.
     """
     base = (params.root() / Path(outputs).expanduser()).absolute()
-    target, written = base / "published", []
-    for suite in suites:
-        finished = [result for result in collect(suite, base) if result.metrics]
-        if not finished:
+    target, written, finished = base / "published", [], {}
+    for suite in suites:  # all is checked before anything is copied
+        results = collect(suite, base)
+        finished[suite] = [result for result in results if result.metrics]
+        if not finished[suite]:
             raise ValueError(
                 f"No run of the suite {suite!r} is finished in {outputs}. Run it first: make report SUITE={suite}"
             )
-        for result in finished:
+        if others := [result.experiment for result in results if result.state == "other parameters"]:
+            raise ValueError(
+                f"{', '.join(others)} of {suite!r} were made with other parameters than the suite has now. "
+                "Run the suite again, or change it back."
+            )
+        for result in finished[suite]:
+            if not (result.folder / "notebook.ipynb").exists():
+                raise ValueError(f"{result.folder} has no executed notebook.ipynb. Run it by papermill or Snakemake.")
+    for suite in suites:
+        for result in finished[suite]:
             there = run.folder_of(suite, result.experiment, result.seed, target)
             there.mkdir(parents=True, exist_ok=True)
             kept = {name: v for name, v in run.read_params(result.folder).items() if name not in params.LOCATIONS}
@@ -48,7 +58,8 @@ def publish(suites: Sequence[str], outputs: str | Path = "outputs") -> list[Path
                     written.append(Path(shutil.copyfile(result.folder / name, there / name)))
             written.append(render(result.folder / "notebook.ipynb", there / "report.html", without_faces=True))
         written += _pages(base, target, [f"{suite}/explore", f"{suite}/report"])
-    return written + _pages(base, target, [f"worth/{'+'.join(suites)}"])
+    side_by_side = [path.name for path in base.glob("worth/*") if set(path.name.split("+")) == set(suites)]
+    return written + _pages(base, target, [f"worth/{name}" for name in side_by_side])
 
 
 def _pages(outputs, target, pages):
@@ -87,8 +98,8 @@ def fill_tables(text: str, outputs: str | Path = "outputs/published") -> str:
         suites = [name.strip() for name in match[2].split(",")]
         if len(suites) == 1:
             return f"{match[1]}{suite_table(suites[0], outputs)}\n{match[3]}"
-        results = worth.collect(suites, outputs)
-        told = "\n".join(f"- {line}" for line in worth.findings(results).splitlines())
+        results, notes = worth.collect(suites, outputs)
+        told = "\n".join(f"- {line}" for line in [*worth.findings(results).splitlines(), *notes])
         return f"{match[1]}{markdown(worth.side_by_side(results))}\n\n{told}\n{match[3]}"
 
     pattern = re.compile(r"(<!-- table: ([\w., +-]+?) -->\n).*?(<!-- end table -->)", re.DOTALL)

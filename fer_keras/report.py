@@ -204,13 +204,17 @@ def findings(results: list[Result]) -> str:
     if not found:
         return "No run of this suite is finished."
     lines = []
-    # Scores on different faces, or under different protocols, are never ranked together.
-    for rows, names in _comparable(found).items():
+    # Scores on different faces are never ranked together.
+    for rows, group in comparable(results).items():
         for metric, word in (("top1", "top-1"), ("balanced_accuracy", "balanced accuracy")):
-            best = max(names, key=lambda name: found[name]["sets"]["test"][metric])
-            test = found[best]["sets"]["test"]
-            which = "Highest" if len(names) > 1 else "Only"
-            lines.append(f"{which} {word} under {rows}: {best}, {percent(test[metric], test['intervals'][metric])} %.")
+            best = max(group, key=lambda result: result.metrics["sets"]["test"][metric])
+            test = best.metrics["sets"]["test"]
+            which = "Highest" if len(group) > 1 else "Only"
+            line = f"{which} {word} on {rows}: {_label(best, results)}, "
+            line += f"{percent(test[metric], test['intervals'][metric])} %"
+            if metric == "top1" and (near := within_noise(best, group)):
+                line += f"; within noise of {', '.join(_label(result, results) for result in near)}"
+            lines.append(line + ".")
     changes = against(results)
     for name, row in changes.iterrows() if len(changes) else ():
         if name.startswith("balanced-"):
@@ -218,33 +222,53 @@ def findings(results: list[Result]) -> str:
                 f"{name} against tuned: top-1 {row['top-1, points']} points, {row['top-1']}; "
                 f"balanced accuracy {row['balanced accuracy, points']} points."
             )
-    table = recalls(results).mean(axis=1).sort_values()
+    shown = main_run(results)
+    hard = sorted(found[shown]["sets"]["test"]["per_class"].items(), key=lambda item: item[1]["recall"])[:3]
     lines.append(
-        "Hardest classes by mean recall: " + ", ".join(f"{c} {v:.1f} %" for c, v in table.head(3).items()) + "."
+        f"Hardest classes of {shown} by recall: "
+        + ", ".join(f"{name} {percent(values['recall'])} %" for name, values in hard)
+        + "."
     )
     if any(metrics["protocol"] == "study" for metrics in found.values()):
-        lines.append("Numbers under the protocol `study` leak: copies of test faces trained those runs.")
-    if stale := [result.experiment for result in results if result.state == "stale"]:
-        lines.append(
-            f"Stale, made by older code or from a run that has changed: {', '.join(stale)}. "
-            "They stand until they are run again explicitly."
-        )
-    if others := [result.experiment for result in results if result.state == "other parameters"]:
-        lines.append(f"Made with other parameters or faces than the suite has now: {', '.join(others)}.")
-    if missing := [result.experiment for result in results if result.state == "not run"]:
-        lines.append(f"Not run: {', '.join(missing)}.")
-    return "\n".join(lines)
+        lines.append("Numbers under the protocol `study` leak: what was made of their test faces trained those runs.")
+    return "\n".join(lines + states(results))
 
 
-def _comparable(found: Mapping[str, Mapping]) -> dict[str, list[str]]:
-    """Names of runs that were scored on the same faces, by what they share: protocol and number of faces."""
-    groups: dict[str, list[str]] = {}
-    for name, metrics in found.items():
-        n = metrics["sets"]["test"]["n"]
-        # Under `study` each run draws its own split.
-        own = f", {name}'s own split" if metrics["protocol"] == "study" else ""
-        groups.setdefault(f"{metrics['protocol']} ({n:,} test faces{own})", []).append(name)
-    return groups
+def states(results: list[Result]) -> list[str]:
+    """Sentences about runs that are stale, were made with other parameters or faces, or are not there."""
+    by_state: dict[str, list[str]] = {}
+    for result in results:
+        by_state.setdefault(result.state, []).append(_label(result, results))
+    said = {
+        "stale": "Stale, made by older code or from a run that has changed: {}. They stand until they are run again.",
+        "other parameters": "Made with other parameters or faces than the suite has now: {}.",
+        "not run": "Not run: {}.",
+    }
+    return [text.format(", ".join(by_state[state])) for state, text in said.items() if state in by_state]
+
+
+def comparable(results: list[Result]) -> dict[str, list[Result]]:
+    """Runs that were scored on the same faces, by a name for these faces."""
+    groups: dict[bytes, list[Result]] = {}
+    for result in results:
+        if result.metrics:
+            rows = run.read_arrays(result.folder / "predictions.npz", ["test.rows"])["test.rows"]
+            groups.setdefault(rows.tobytes(), []).append(result)
+    named = {}
+    for group in groups.values():
+        first = group[0].metrics
+        name = f"{first['sets']['test']['n']:,} test faces of {first['protocol']}"
+        if first["protocol"] == "study":  # each way of balancing draws its own
+            name += f" as {' and '.join(_label(result, results) for result in group)} drew them"
+        named[name] = group
+    return named
+
+
+def within_noise(best: Result, group: list[Result]) -> list[Result]:
+    """Of runs on the same faces, those that do not differ from the best by more than chance (McNemar's exact test)."""
+    sets = {result.folder: run.read_predictions(result.folder)[1]["test"] for result in group}
+    others = [result for result in group if result is not best]
+    return [r for r in others if compare(sets[r.folder], sets[best.folder])["within_noise"]]
 
 
 def render(notebook: str | Path, target: str | Path | None = None, without_faces: bool = False) -> Path:

@@ -27,25 +27,49 @@ def collect(
     outputs: str | Path = "outputs",
     folder: str | Path | None = None,
     fingerprint: str | None = None,
-) -> list[Result]:
-    """The runs of several suites that have been scored, each training once (see `fer_keras.run.adopt`).
+) -> tuple[list[Result], list[str]]:
+    """The runs of several suites that can stand side by side, each training once (see `fer_keras.run.adopt`).
 
     Args:
         suites: names of files in `params/suites/`.
         outputs, folder, fingerprint: see `fer_keras.report.collect`.
 
+    Returns:
+        The runs that were scored and audited with the suites' parameters; and sentences about the others.
+
     Raises:
         FileNotFoundError: if there is no such suite.
-        ValueError: if none of their runs is finished.
+        ValueError: if none of their runs is there, or two suites have different runs of one experiment, protocol and
+            seed.
     """
     found: dict[str, Result] = {}
+    notes, there = [], {}
     for suite in suites:
-        for result in report.collect(suite, outputs, folder, fingerprint):
-            if result.metrics:
-                found.setdefault(result.metrics["key"], result)
+        results = report.collect(suite, outputs, folder, fingerprint)
+        notes += [f"{suite}: {line}" for line in report.states(results)]
+        for result in results:
+            if not result.metrics or result.state == "other parameters":
+                continue
+            if "audit" not in result.metrics:
+                notes.append(
+                    f"{suite}: {result.experiment} has no leak audit; run it again, nothing is trained for it."
+                )
+                continue
+            found.setdefault(result.metrics["key"], result)
     if not found:
-        raise ValueError(f"No run of {', '.join(suites)} is finished in {outputs}. Run them first: make worth.")
-    return list(found.values())
+        raise ValueError(
+            f"No run of {', '.join(suites)} is finished in {outputs} with these parameters and faces. "
+            + " ".join(notes)
+        )
+    for result in found.values():
+        place = (result.experiment, result.metrics["protocol"], result.seed)
+        if other := there.get(place):
+            raise ValueError(
+                f"{other.folder} and {result.folder} are different trainings of {place[0]} under {place[1]}. "
+                "Put suites of one size side by side."
+            )
+        there[place] = result
+    return list(found.values()), notes
 
 
 def by_protocol(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
@@ -138,23 +162,15 @@ def stops(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def hardest(results: Sequence[Result], count: int = 3) -> pd.DataFrame:
-    """The classes with the lowest recall, mean over the runs of each protocol, and which the study found hardest."""
+    """The classes with the lowest recall in the main run of each protocol, and which the study found hardest, too."""
     rows = {}
-    for protocol in ("study", "official", "clean"):
-        chosen = [result for result in results if result.metrics["protocol"] == protocol]
-        if chosen:
-            recall = pd.DataFrame(
-                [
-                    {name: values["recall"] for name, values in r.metrics["sets"]["test"]["per_class"].items()}
-                    for r in chosen
-                ]
-            ).mean()
-            lowest = recall.sort_values().head(count)
-            rows[protocol] = {
-                "runs": len(chosen),
-                "lowest mean recall": ", ".join(f"{name} {percent(value)} %" for name, value in lowest.items()),
-                "also in the study": ", ".join(name for name in lowest.index if name in STUDY_HARDEST) or "none",
-            }
+    for protocol, result in main_runs(results).items():
+        classes = result.metrics["sets"]["test"]["per_class"]
+        lowest = sorted(classes, key=lambda name: classes[name]["recall"])[:count]
+        rows[f"{result.experiment} ({protocol})"] = {
+            "lowest recall": ", ".join(f"{name} {percent(classes[name]['recall'])} %" for name in lowest),
+            "also in the study": ", ".join(name for name in lowest if name in STUDY_HARDEST) or "none",
+        }
     return pd.DataFrame(rows).T
 
 
@@ -175,9 +191,47 @@ def official_against_clean(results: Sequence[Result]) -> pd.DataFrame:
     """Each experiment under `clean` against itself under `official`, on the same test faces."""
     rows = {}
     for name, runs in by_protocol(results).items():
-        for first, second in zip(runs["official"], runs["clean"], strict=False):
-            if row := report.paired(first.folder, second.folder):
+        clean = {result.seed: result for result in runs["clean"]}
+        for first in runs["official"]:
+            if first.seed in clean and (row := report.paired(first.folder, clean[first.seed].folder)):
                 rows[name if first.seed == 0 else f"{name} seed {first.seed}"] = row
+    return pd.DataFrame(rows).T
+
+
+def control(results: Sequence[Result]) -> pd.DataFrame:
+    """Each `balanced` run against its `scratch` control, which does not start from `tuned`, on the same test faces."""
+    rows, table = {}, by_protocol(results)
+    for name, runs in table.items():
+        for protocol, balanced in runs.items() if name.startswith("balanced-") else ():
+            scratch = table.get(name.replace("balanced", "scratch"), {}).get(protocol, [])
+            for second in balanced:
+                first = next((result for result in scratch if result.seed == second.seed), None)
+                if first and (row := report.paired(first.folder, second.folder)):
+                    own = percent(first.metrics["sets"]["test"]["top1"])
+                    rows[f"{name} ({protocol}), seed {second.seed}"] = {"top-1 of the control %": own} | row
+    return pd.DataFrame(rows).T
+
+
+def ensemble_sets(results: Sequence[Result]) -> pd.DataFrame:
+    """Top-1 of the ensembles on each of the sets that the published 97 % may have been scored on."""
+    meaning = {
+        "test": "all members' test faces together",
+        "test_unseen": "originals that no member and no ancestor trained on",
+    }
+    rows = {}
+    for result in results:
+        for name, scores in result.metrics["sets"].items():
+            if result.metrics["protocol"] != "study" or result.experiment != "ensemble" or name[:4] != "test":
+                continue
+            touched = result.metrics["audit"]["sets"][name]["touched"]
+            rows[name if result.seed == 0 else f"{name}, seed {result.seed}"] = {
+                "what it is": meaning.get(name, f"those that {name[5:]} drew"),
+                "n": f"{scores['n']:,}",
+                "top-1 %": percent(scores["top1"], scores["intervals"]["top1"]),
+                "top-2 %": percent(scores["top2"]),
+                "top-3 %": percent(scores["top3"]),
+                "seen in some way %": percent(touched),
+            }
     return pd.DataFrame(rows).T
 
 
@@ -185,13 +239,9 @@ def findings(results: Sequence[Result]) -> str:
     """What the three protocols say together, in sentences computed from the runs' metrics."""
     table, lines = by_protocol(results), []
 
-    def test(name, protocol):
-        runs = table.get(name, {}).get(protocol)
-        return runs[0].metrics["sets"]["test"] if runs else None
-
     def told(name, protocol):
-        scores = test(name, protocol)
-        return f"{percent(scores['top1'], scores['intervals']['top1'])} %" if scores else "not run"
+        runs = table[name][protocol]
+        return f"{over_seeds([result.metrics for result in runs], 'top1')} %" if runs else "not run"
 
     for name in ("ensemble", "balanced-ros", "balanced-smote", "balanced-smote_tomek"):
         if name in table:
@@ -204,18 +254,23 @@ def findings(results: Sequence[Result]) -> str:
         n, new = row["never seen"]
         text = f"{label}: {100 - 100 * n / total:.1f} % of its {total:,} test faces had been seen in some way"
         lines.append(text + (f"; top-1 on the other {n:,} is {percent(new)} %." if n else "; none is new to it."))
-    start, end = test("tuned", "official"), test("ensemble", "study")
-    honest = test("ensemble", "official")
-    if start and end and honest:
-        lines.append(
-            f"From tuned to the ensemble, top-1 rises by {100 * (end['top1'] - start['top1']):.1f} points under study "
-            f"and by {100 * (honest['top1'] - start['top1']):.1f} under official, on faces of the same data set."
-        )
     official = [result for result in results if result.metrics["protocol"] == "official"]
+    changes = report.against(official)
+    if "ensemble" in changes.index:
+        row = changes.loc["ensemble"]
+        lines.append(
+            f"Under official the ensemble and tuned, on the same {row['n']} test faces, differ by "
+            f"{row['top-1, points']} points of top-1, {row['top-1']}."
+        )
     if official:
         found = official[0].metrics["audit"]["sets"]["test"]
-        lines.append(
-            f"The official split is not free of it: {percent(found['touched'])} % of its {found['n']:,} test "
-            "faces have a near-duplicate in Training."
-        )
+        seen, new = (found["top1"].get(name) for name in ("all_touched", "untouched"))
+        text = f"The official split is not free of it: {percent(found['touched'])} % of its {found['n']:,} test faces "
+        text += "have a near-duplicate in Training"
+        if seen and new:
+            text += (
+                f"; {official[0].experiment} has a top-1 of {percent(seen['top1'], seen['interval'])} % on them and of "
+                f"{percent(new['top1'], new['interval'])} % on the others"
+            )
+        lines.append(text + ".")
     return "\n".join(lines)

@@ -213,6 +213,7 @@ def test_mcnemars_exact_test_on_a_table_from_the_literature():
     found = evaluate.compare(first, second, num_classes=3)
     tail = sum(math.comb(22, k) for k in range(7)) / 2**22
     assert found["p_value"] == pytest.approx(2 * tail) and (found["only_first"], found["only_second"]) == (6, 16)
+    assert found["within_noise"], "as the test says, whatever the interval"
     assert found["n"] == 161 and found["top1"]["difference"] == pytest.approx(10 / 161)
 
 

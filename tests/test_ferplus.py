@@ -7,13 +7,17 @@ import pytest
 
 from fer_keras import ferplus
 from fer_keras.data import CLASS_NAMES
+from fer_keras.duplicates import rows_hash
 
 HEADER = ["Usage", "Image name", *ferplus.VOTES]
 
 
 @pytest.fixture
-def few(faces):
-    return faces.take(slice(0, 6))
+def few(faces, monkeypatch):
+    """Six faces that pass for all of FER2013."""
+    few = faces.take(slice(0, 6))
+    monkeypatch.setattr(ferplus, "FER2013_ROWS", rows_hash(few))
+    return few
 
 
 @pytest.fixture
@@ -81,6 +85,18 @@ def test_agreement_and_confusion_by_hand():
 def test_a_file_that_does_not_fit_is_refused(few, lines, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         ferplus.load_votes(written(tmp_path, change(lines)), few)
+
+
+def test_lines_in_another_order_are_refused(few, lines, tmp_path):
+    usage = lines["Usage"].copy()
+    swapped = lines.iloc[[1, 0, 2, 3, 4, 5]].assign(Usage=usage.to_numpy())
+    with pytest.raises(ValueError, match="not in FER\\+'s order"):
+        ferplus.load_votes(written(tmp_path, swapped), few)
+
+
+def test_other_faces_are_refused(few, lines, tmp_path):
+    with pytest.raises(ValueError, match="FER\\+ is about FER2013's faces"):
+        ferplus.load_votes(written(tmp_path, lines), few.take([1, 0, 2, 3, 4, 5]))
 
 
 def test_a_missing_file_is_refused(few, tmp_path):

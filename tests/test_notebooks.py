@@ -140,7 +140,9 @@ def test_every_run_is_audited(project):
 
 @pytest.fixture
 def results(project):
-    return worth.collect(SUITES, project / "outputs", folder=project / "params")
+    found, notes = worth.collect(SUITES, project / "outputs", folder=project / "params")
+    assert notes == []
+    return found
 
 
 def test_the_suites_stand_side_by_side(project, results):
@@ -171,6 +173,36 @@ def test_paired_tests_are_of_the_same_faces_only(results):
     study = [result for result in results if result.metrics["protocol"] == "study" or result.experiment == "tuned"]
     assert not {"balanced-ros", "balanced-smote"} & set(report.against(study).index)
     assert list(worth.official_against_clean(results).index) == ["tuned", "balanced-ros"]
+
+
+def test_the_ensemble_is_scored_on_every_set_that_may_be_meant(project, results):
+    table = worth.ensemble_sets(results)
+    sets = run.read_metrics(where(project, "ensemble"))["sets"]
+    assert list(table.index) == list(sets) and table.loc["test", "n"] == str(sets["test"]["n"])
+    assert worth.control(results).empty, "the tiny suites have no control"
+
+
+def test_runs_that_do_not_fit_are_left_out_and_named(project, results):
+    with pytest.raises(ValueError, match=r"finished in .* with these parameters and faces\. tiny-clean: Made"):
+        worth.collect(["tiny-clean"], project / "outputs", project / "params", fingerprint="of other faces")
+    changed = TINY | {"overrides": TINY["overrides"] | {"balanced-smote": {"dropout": 0.4}}}
+    write_suite(project, changed)
+    try:
+        found, notes = worth.collect(SUITES, project / "outputs", folder=project / "params")
+    finally:
+        write_suite(project, TINY)
+    assert len(results) - len(found) == 2
+    assert notes == ["tiny: Made with other parameters or faces than the suite has now: balanced-smote, ensemble."]
+    path = where(project, "balanced-ros") / "metrics.json"
+    whole = path.read_text()
+    run.write_json(path, {name: part for name, part in json.loads(whole).items() if name != "audit"})
+    try:
+        found, notes = worth.collect(SUITES, project / "outputs", folder=project / "params")
+    finally:
+        path.write_text(whole)
+    assert len(results) - len(found) == 1 and notes == [
+        "tiny: balanced-ros has no leak audit: run it again, without training."
+    ]
 
 
 def test_nothing_to_put_side_by_side_is_refused(project, tmp_path):
@@ -351,7 +383,13 @@ def test_the_command_line_wins_over_the_suites_overrides(project, tmp_path):
 
 def test_publishing_leaves_out_faces_and_rebuilds_the_tables(project, monkeypatch):
     monkeypatch.chdir(project)
-    written = publish.publish(SUITES)
+    changed = TINY | {"overrides": TINY["overrides"] | {"balanced-smote": {"dropout": 0.4}}}
+    write_suite(project, changed)
+    with pytest.raises(ValueError, match="balanced-smote, ensemble of 'tiny' were made with other parameters"):
+        publish.publish(SUITES)
+    assert not (project / "outputs/published").exists(), "checked before anything is copied"
+    write_suite(project, TINY)
+    written = publish.publish(SUITES[::-1])
     page = project / "outputs/published/tiny/tuned/seed-0/report.html"
     assert page in [project / path for path in written]
     whole = (where(project, "tuned") / "report.html").read_text()

@@ -154,6 +154,16 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
     assert params.read(tmp_path / "a.yaml") == {"learning_rate": 1e-4}
 
 
+def test_outside_of_a_clone_the_error_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Run this in a clone of the fer-keras repository"):
+        params.read(tmp_path / "params" / "suites" / "demo.yaml")
+
+
+def test_readers_see_of_paths_the_last_part():
+    table = params.table(SimpleNamespace(data="/home/me/fer2013.csv", ferplus_csv="/home/me/votes.csv", epochs=3))
+    assert table["value"].tolist() == ["fer2013.csv", "votes.csv", "3"]
+
+
 def test_a_missing_file_names_its_neighbours(tmp_path):
     for name in ("tuned", "baseline"):
         (tmp_path / f"{name}.yaml").touch()

@@ -43,16 +43,47 @@ def changed(before, after):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "params" / "suites").glob("*.yaml")))
 def test_needed_runs_come_first_whatever_the_order_of_the_file(name, files):
-    folder = files(f"suites/{name}", experiments=["ensemble", *sorted(BALANCED), "tuned", "baseline"])
+    listed = params.read(ROOT / "params" / "suites" / f"{name}.yaml")["experiments"]
+    assert {"ensemble", "tuned", "baseline"} | BALANCED <= set(listed)
+    folder = files(f"suites/{name}", experiments=sorted(listed, key=lambda one: (one != "ensemble", one)))
     found = suite.jobs(name, folder=folder, fingerprint="f")
     order = [experiment for experiment, _ in found]
-    assert set(order) == {"ensemble", "tuned", "baseline"} | BALANCED
+    assert set(order) == set(listed)
     for (experiment, _), job in found.items():
         assert all(order.index(other) < order.index(experiment) for other in job.needs)
         assert job.notebook == (suite.ENSEMBLE if experiment == "ensemble" else suite.TRAIN)
         assert job.folder == Path("outputs", name, experiment, "seed-0")
     assert found["balanced-ros", 0].needs == ("tuned",) and found["baseline", 0].needs == ()
     assert found["ensemble", 0].needs == ("balanced-ros", "balanced-smote", "balanced-smote_tomek")
+
+
+@pytest.mark.parametrize("size", ["", "-cpu"])
+def test_the_suites_of_the_three_protocols_differ_in_nothing_else(size):
+    official, clean, study = (
+        params.read(ROOT / "params" / "suites" / f"{name}{size}.yaml") for name in ("official", "clean", "study")
+    )
+    listed = official["experiments"]
+    overrides = {name: one for name, one in study.get("overrides", {}).items() if name in listed}
+    study |= {"experiments": listed} | ({"overrides": overrides} if size else {})
+    for content in (official, clean, study):
+        content["protocol"] = content["suite"] = ""
+    assert official == clean == study
+
+
+@pytest.mark.parametrize("suite_name", ["study", "study-cpu"])
+def test_a_control_differs_from_its_balanced_run_in_where_it_starts_only(suite_name):
+    found = suite.jobs(suite_name, fingerprint="f")
+    for method in ("ros", "smote", "smote_tomek"):
+        scratch, balanced = (dict(found[f"{kind}-{method}", 0].params) for kind in ("scratch", "balanced"))
+        assert (scratch.pop("starts_from"), balanced.pop("starts_from")) == ("", "tuned")
+        assert scratch | {"experiment": f"balanced-{method}"} == balanced
+
+
+def test_under_the_study_protocol_what_balances_nothing_is_the_official_run():
+    official, study = (suite.jobs(name, fingerprint="f") for name in ("official-cpu", "study-cpu"))
+    for name in ("baseline", "tuned"):
+        assert official[name, 0].key == study[name, 0].key
+    assert official["balanced-ros", 0].key != study["balanced-ros", 0].key
 
 
 def test_each_seed_has_its_own_runs(files):
