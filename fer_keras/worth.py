@@ -51,9 +51,7 @@ def collect(
             if not result.metrics or result.state == "other parameters":
                 continue
             if "audit" not in result.metrics:
-                notes.append(
-                    f"{suite}: {result.experiment} has no leak audit; run it again, nothing is trained for it."
-                )
+                notes.append(f"{suite}: {result.experiment} has no leak audit: run it again, without training.")
                 continue
             found.setdefault(result.metrics["key"], result)
     if not found:
