@@ -1,10 +1,10 @@
 """How long looking for near-duplicates takes: `python benchmarks/duplicates.py /path/to/fer2013.csv`.
 
 First FER2013's PrivateTest against a quarter, a half and all of Training: the time grows with the product of the two
-sets. Then a slice of 500,000 × 50,000 rows, memory-mapped from temporary files of FER2013's faces, each moved at random by
-up to 8 pixels and at a random contrast, with the peak of anonymous memory (what is mapped does not count), and what the
-whole would take by that law. The limit is the matrix product: 4 · 2,304 operations a pair for the face and its mirror
-image, printed as measured with NumPy beside it.
+sets. Then a slice of 500,000 × 50,000 rows, memory-mapped from temporary files of FER2013's faces, each moved at random
+by up to 8 pixels and at a random contrast, with the peak of anonymous memory (what is mapped does not count), and what
+the whole would take by that law. The limit is the matrix product: 4 · 2,304 operations a pair for the face and its
+mirror image, printed as measured with NumPy beside it.
 """
 
 import sys
