@@ -16,14 +16,14 @@ from fer_keras import data, duplicates, run
 from fer_keras.data import CLASS_NAMES, Faces
 from fer_keras.evaluate import percent, score_by, wilson
 
-# How a scored face was seen, the most certain first. All but the last two are by the run itself (or its members).
+# How a scored face was seen, the most certain first; short enough for the cells of a table. All but the last two are by the run itself (or its members).
 TOUCHES = {
     "identical": "it trained, or a face with equal pixels did",
-    "synthetic": "it was made from a face that trained, or one that trained was made from it or from its parent",
-    "near": "a face that trained is the same picture at another contrast, or nearly",
-    "shifted": "a face that trained is the same picture, moved",
-    "mirrored": "a face that trained is its mirror image",
-    "ancestor": "one of these is true of a run that this one starts from, not of this one",
+    "synthetic": "one was made from the other, or both from one",
+    "near": "the same picture trained, at another contrast",
+    "shifted": "the same picture trained, moved",
+    "mirrored": "its mirror image trained",
+    "ancestor": "all this by a run that this one starts from",
     "untouched": "nothing like it trained",
 }
 
