@@ -16,7 +16,8 @@ from fer_keras import data, duplicates, run
 from fer_keras.data import CLASS_NAMES, Faces
 from fer_keras.evaluate import percent, score_by, wilson
 
-# How a scored face was seen, the most certain first; short enough for the cells of a table. All but the last two are by the run itself (or its members).
+# How a scored face was seen, the most certain first, in words that fit a table's cell. All but the last two are by the
+# run itself (or its members).
 TOUCHES = {
     "identical": "it trained, or a face with equal pixels did",
     "synthetic": "one was made from the other, or both from one",
