@@ -19,7 +19,8 @@ for job in JOBS.values():
     MADE_BY.setdefault(job.key, job)
 FIRST = next(iter(JOBS.values()))
 OUTPUTS, DATA = FIRST.params["outputs"], FIRST.params["data"]
-REPORTS = [f"{OUTPUTS}/{name}/{page}/report.html" for name in SUITES for page in ("explore", "report")]
+# The faces are the same in all suites, and shown once.
+REPORTS = [f"{OUTPUTS}/{SUITES[0]}/explore/report.html", *(f"{OUTPUTS}/{name}/report/report.html" for name in SUITES)]
 WORTH = f"{OUTPUTS}/worth/{'+'.join(SUITES)}"
 if len(SUITES) > 1:
     REPORTS.append(f"{WORTH}/report.html")
