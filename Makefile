@@ -39,10 +39,12 @@ demo: $(READY)
 
 report: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make report DATA=/path/to/fer2013.csv SUITE=$(SUITE)"; exit 2; }
+	@test -e "$(DATA)" || { echo "There is no file or folder $(DATA)"; exit 2; }
 	snakemake --config suite=$(SUITE) data="$$(realpath "$(DATA)")"
 
 worth: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make worth DATA=/path/to/fer2013.csv SIZE=$(SIZE)"; exit 2; }
+	@test -e "$(DATA)" || { echo "There is no file or folder $(DATA)"; exit 2; }
 	snakemake --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) data="$$(realpath "$(DATA)")" $(if $(FERPLUS),ferplus="$$(realpath "$(FERPLUS)")")
 
 test: $(READY)

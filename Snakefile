@@ -8,11 +8,15 @@ a page that puts them side by side.
 
 from pathlib import Path
 
+from fer_keras import run
 from fer_keras import suite as suites
 
 SUITES = str(config.get("suite", "demo")).split(",")
 GIVEN = {name: config[name] for name in ("data", "outputs") if config.get(name)}
-JOBS = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN).items()}
+try:
+    JOBS = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN).items()}
+except (OSError, ValueError) as error:
+    raise WorkflowError(str(error)) from None
 # A training that several suites have is made by the first and taken over by the others, which wait for it.
 MADE_BY = {}
 for job in JOBS.values():
@@ -52,7 +56,7 @@ rule all:
         [f"{job.folder}/report.html" for job in JOBS.values()],
 
 
-rule run:
+rule train_or_average:
     input:
         before,
     output:
@@ -64,6 +68,8 @@ rule run:
         f"{OUTPUTS}/{{suite}}/{{experiment}}/seed-{{seed}}/notebook.ipynb",
     params:
         key=lambda w: job(w).key,
+        # A folder that somebody filled with another run since is not the result that was recorded.
+        fits=lambda w: run.state(job(w).folder, job(w).key) != "other parameters",
         given=lambda w: job(w).encoded(),
         notebook=lambda w: job(w).notebook,
     threads: max(1, workflow.cores // max(1, RUNS))

@@ -171,6 +171,8 @@ def load(path: str, size: int = 48, resize: bool = True, progress: bool = False)
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if there are no faces, or a face cannot be read, or has another size and `resize` is false.
     """
+    if size < 8:
+        raise ValueError(f"`size` must be at least 8 pixels. Received: {size}")
     file, _, usage = path.rpartition(":")
     if not file or Path(path).expanduser().exists():
         file, usage = path, ""
@@ -189,10 +191,16 @@ def load(path: str, size: int = 48, resize: bool = True, progress: bool = False)
     return faces.take(faces.usage == usage)
 
 
+def files_of(folder: str | Path) -> list[Path]:
+    """The images of a folder and its subfolders, in the order of the rows that `load` gives them."""
+    paths = Path(folder).expanduser().rglob("*")
+    return sorted(path for path in paths if path.suffix.lower() in data.IMAGE_SUFFIXES and path.is_file())
+
+
 def _load_folder(folder, size, resize, progress):
     from PIL import Image
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in data.IMAGE_SUFFIXES and path.is_file())
+    files = files_of(folder)
     if not files:
         raise ValueError(f"The folder {folder} holds no PNG or JPEG files.")
     images, labels, resized = [], [], 0

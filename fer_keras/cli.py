@@ -119,6 +119,8 @@ def _audit(given):
         if given.threshold is not None or given.csv or given.no_resize:
             raise ValueError("--threshold, --csv and --no-resize go with two sets of faces, not with a run.")
         folder = Path(given.paths[0])
+        if not folder.exists():
+            raise FileNotFoundError(f"There is no {folder}. Give the folder of a run, or two sets of faces.")
         if not all((folder / name).exists() for name in ("environment.json", "predictions.npz", "rows.npz")):
             raise ValueError(f"{folder} holds no finished run with its rows. Give one, or two sets of faces.")
         params = run.read_params(folder)
@@ -146,6 +148,12 @@ def _audit(given):
             "kind": "kind",
             "similarity": "similarity",
         }
+        for name, path in zip(("train", "test"), given.paths, strict=True):
+            if Path(path).expanduser().is_dir():
+                files = audit.files_of(path)
+                column = "first_row" if name == "test" else "second_row"
+                pairs[f"{name}_file"] = [str(files[row]) for row in pairs[column]]
+                names[f"{name}_file"] = f"{name}_file"
         with run.replacing(given.csv) as temporary:
             pairs.rename(columns=names)[list(names.values())].to_csv(temporary, index=False)
         print(given.csv)

@@ -82,6 +82,7 @@ def find(first: Faces, second: Faces | None = None, threshold: float = THRESHOLD
     # A pair that was found in several ways is what the first of the kinds says, with its highest similarity.
     by_pair = pairs.groupby(["first", "second"], sort=True)
     pairs = by_pair.agg({"similarity": "max", "kind": "min"}).reset_index()
+    pairs["similarity"] = pairs["similarity"].clip(upper=1.0)  # but for float64's rounding
     for name, faces in (("first", first), ("second", second)):
         pairs[f"{name}_row"] = faces.rows[pairs[name]]
         pairs[f"{name}_label"] = faces.labels[pairs[name]]

@@ -26,7 +26,7 @@ def fetch(name: str, handle: str | None = None) -> tuple[Path, Faces]:
     try:
         import kagglehub
     except ImportError:
-        raise ValueError("Downloading needs kagglehub: pip install 'fer-keras[fetch]'.") from None
+        raise ValueError("Downloading needs kagglehub: pip install -e '.[fetch]' in the project's folder.") from None
     source, wanted = SOURCES[name]
     source = handle or source
     try:

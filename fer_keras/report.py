@@ -300,12 +300,14 @@ def render(notebook: str | Path, target: str | Path | None = None, without_faces
     config.HTMLExporter.mathjax_url = config.HTMLExporter.require_js_url = config.HTMLExporter.mermaid_js_url = ""
     config.TagRemovePreprocessor.enabled = True
     config.TagRemovePreprocessor.remove_cell_tags = {"injected-parameters", "parameters"}
-    if without_faces:
-        config.TagRemovePreprocessor.remove_all_outputs_tags = {"faces"}
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
         cell.outputs = _for_readers(cell.get("outputs", []))
+        if without_faces and "faces" in cell.metadata.get("tags", []) and cell.outputs:
+            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="Faces are not shown on this page.\n")]
     page, _ = HTMLExporter(config=config).from_notebook_node(content, {"metadata": {"name": _title(content)}})
+    # The template breaks lines of text anywhere, also within numbers.
+    page = page.replace("</head>", "<style>.jp-RenderedText pre { word-break: normal !important; }</style></head>", 1)
     target = Path(target) if target else notebook.with_name("report.html")
     run.write_text(target, page)
     return target

@@ -187,7 +187,11 @@ def test_two_folders_of_images_are_audited_from_their_pixels(folders, tmp_path, 
     assert f"{train}: 60 faces." in out and "2 of 12 test faces had been seen in training: 16.67 (" in out
     assert "identical        1" in out and "mirrored         1" in out and "unknown" in out
     pairs = pd.read_csv(tmp_path / "pairs.csv")
-    assert list(pairs.columns) == ["test_row", "train_row", "test_label", "train_label", "kind", "similarity"]
+    columns = ["test_row", "train_row", "test_label", "train_label", "kind", "similarity", "train_file", "test_file"]
+    assert list(pairs.columns) == columns and pairs["similarity"].max() == 1
+    same = pairs[pairs["kind"] == "identical"].iloc[0]
+    with Image.open(same["train_file"]) as left, Image.open(same["test_file"]) as right:
+        assert left.tobytes() == right.tobytes()
     assert sorted(pairs["kind"]) == ["identical", "mirrored"]
 
 
@@ -272,6 +276,8 @@ def test_fer2013_by_usage(write_csv, row):
         (["train:Training", "test"], "is a folder: it has no usage 'Training'"),
         (["train", "test", "--threshold", "1.5"], "`threshold` must be above 0 and at most 1"),
         (["train"], "holds no finished run"),
+        (["nowhere"], "There is no nowhere"),
+        (["train", "test", "--size", "0"], "`size` must be at least 8"),
         (["train", "--csv", "x.csv"], "go with two sets of faces, not with a run"),
         (["train", "test", "empty"], "Received: 3 paths"),
     ],

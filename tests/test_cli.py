@@ -61,7 +61,7 @@ def test_fetch_without_a_network_is_one_sentence(monkeypatch, capsys):
 def test_fetch_without_kagglehub_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     assert main(["data", "fetch", "fer2013"]) == 2
-    assert "pip install 'fer-keras[fetch]'" in capsys.readouterr().err
+    assert "pip install -e '.[fetch]'" in capsys.readouterr().err
 
 
 def test_show_counts_the_faces_of_a_file(write_csv, row, capsys):

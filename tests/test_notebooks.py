@@ -266,6 +266,28 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(project,
     assert planned == reruns
 
 
+def test_a_folder_that_holds_another_run_is_run_again(project):
+    path = where(project, "balanced-smote") / "environment.json"
+    whole = path.read_text()
+    run.write_json(path, json.loads(whole) | {"key": "of another run"})
+    try:
+        code, output = call("snakemake", "--config", f"suite={','.join(SUITES)}", "--dry-run", cwd=project)
+    finally:
+        path.write_text(whole)
+    assert code == 0 and {
+        name for name in TINY["experiments"] if f"outputs/tiny/{name}/seed-0/metrics.json" in _outputs(output)
+    } == {"balanced-smote", "ensemble"}, output
+
+
+def test_a_wrong_suite_or_path_is_one_sentence(project):
+    for given, message in (
+        ("suite=tinny", "There is no params/suites/tinny.yaml. Did you mean 'tiny'?"),
+        ("data=nowhere.csv", "There is no file or folder nowhere.csv."),
+    ):
+        code, output = call("snakemake", "--config", "suite=tiny", given, "--dry-run", cwd=project)
+        assert code != 0 and message in output and "Traceback" not in output
+
+
 def _outputs(text):
     return [
         part.strip(" ,")
@@ -394,6 +416,7 @@ def test_publishing_leaves_out_faces_and_rebuilds_the_tables(project, monkeypatc
     assert page in [project / path for path in written]
     whole = (where(project, "tuned") / "report.html").read_text()
     assert page.read_text().count("<img") == whole.count("<img") - 2  # samples and mistakes
+    assert page.read_text().count("Faces are not shown on this page.") == 2 and "not shown" not in whole
     kept = run.read_predictions(page.parent)[1]
     whole = run.read_predictions(where(project, "tuned"))[1]
     assert set(kept) == {"validation", "test"} == set(whole) - {"train"}
