@@ -214,7 +214,7 @@ def ensemble_sets(results: Sequence[Result]) -> pd.DataFrame:
     """Top-1 of the ensembles on each of the sets that the published 97 % may have been scored on."""
     meaning = {
         "test": "all members' test faces together",
-        "test_unseen": "originals that no member and no ancestor trained on",
+        "test_unseen": "originals that none of these runs trained on",
     }
     rows = {}
     for result in results:
