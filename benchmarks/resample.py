@@ -10,7 +10,8 @@ import sys
 import time
 
 from fer_keras.data import load_fer2013
-from fer_keras.resample import RESAMPLERS, assign_roles
+from fer_keras.resample import RESAMPLERS
+from fer_keras.roles import assign_roles
 
 
 def measure(path, method):

@@ -49,6 +49,10 @@ class Faces:
         parents: int64 (n, 2), rows of the two faces that a synthetic face lies between; twice the own row for a copy
             made by over-sampling; −1 for an original.
         weight: float64 (n,), how far a synthetic face lies from its first parent towards the second, 0–1.
+        changes: float64 (n, 4), how a face of an augmented subset was changed (`fer_keras.augment.CHANGES`); None where
+            no face was.
+        targets: float32 (n, classes), the distribution over the classes that a face is to be trained with; None where
+            the label is all.
         notes: what the reader should know about how the faces were read.
     """
 
@@ -60,6 +64,8 @@ class Faces:
     fingerprint: str = ""
     parents: np.ndarray | None = None
     weight: np.ndarray | None = None
+    changes: np.ndarray | None = None
+    targets: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
@@ -68,13 +74,17 @@ class Faces:
             object.__setattr__(self, "parents", np.full((n, 2), -1))
         if self.weight is None:
             object.__setattr__(self, "weight", np.zeros(n))
-        arrays = ("images", "rows", "usage", "parents", "weight")
-        lengths = {name: len(getattr(self, name)) for name in arrays}
+        lengths = {name: len(array) for name, array in self.arrays().items()}
         if set(lengths.values()) - {n}:
             raise ValueError(f"All arrays of `Faces` must have as many rows as `labels`, {n}. Received: {lengths}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays with one entry for each face that there are, by name."""
+        names = ("images", "labels", "rows", "usage", "parents", "weight", "changes", "targets")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def take(self, indices: np.ndarray) -> "Faces":
         """The faces at these positions (integers or a boolean mask), in this order.
@@ -84,8 +94,7 @@ class Faces:
         indices = np.arange(len(self))[indices]
         if len(indices) and np.all(np.diff(indices) == 1):
             indices = slice(int(indices[0]), int(indices[-1]) + 1)
-        arrays = ("images", "labels", "rows", "usage", "parents", "weight")
-        return replace(self, **{name: getattr(self, name)[indices] for name in arrays})
+        return replace(self, **{name: array[indices] for name, array in self.arrays().items()})
 
     def class_counts(self) -> dict[str, int]:
         """Faces per class, by name."""
@@ -96,6 +105,12 @@ class Faces:
     def origin(self) -> np.ndarray:
         """Per face "original", "copy" (made by over-sampling) or "synthetic" (interpolated)."""
         return np.where(self.rows < 0, "synthetic", np.where(self.parents[:, 0] >= 0, "copy", "original"))
+
+
+def concatenate(parts: Sequence[Faces]) -> Faces:
+    """One set of faces after the other; what else than arrays they have, all have from the first."""
+    names = parts[0].arrays()
+    return replace(parts[0], **{name: np.concatenate([part.arrays()[name] for part in parts]) for name in names})
 
 
 def load_fer2013(path: str | Path, cache: bool = True) -> Faces:

@@ -1,4 +1,4 @@
-"""Label quality: FER+'s ten votes a face as a second opinion on FER2013's labels.
+"""FER+'s ten votes a face: a second opinion on FER2013's labels, and labels to train with.
 
 FER+ (`fer2013new.csv`) has one line for each face of FER2013, in the same order, without the pictures. Its image
 numbers skip rows, so lines are joined by order, and the usage of every line is checked.
@@ -8,6 +8,8 @@ Reference:
     ICMI 2016, arXiv 1608.01041.
 """
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,13 @@ VOTES = {
 }
 # The opinions, in the order of tables: FER2013's classes first, then what only FER+ has, and ties.
 OPINIONS = (*CLASS_NAMES, "contempt", "unknown", "not a face", "no majority")
+
+# How votes become what a face is trained with, as in section 3 of the paper and in its authors' code.
+MODES = {
+    "majority": "the class with more than half of the votes; other faces are left out",
+    "probability": "a class drawn anew in every epoch, as often as it got votes",
+    "crossentropy": "the distribution of the votes",
+}
 
 
 def load_votes(path: str | Path, faces: Faces) -> np.ndarray:
@@ -112,3 +121,99 @@ def agreement(labels: np.ndarray, votes: np.ndarray) -> pd.DataFrame:
     both = pd.concat([faces, faces.assign(**{"class": "all"})]).groupby("class")
     counted = {"faces": ("agree", "size"), "agree": ("agree", "mean"), "votes": ("votes", "mean")}
     return both.agg(**counted, **{"not a face": ("not a face", "sum")}).reindex([*CLASS_NAMES, "all"])
+
+
+# --- Labels to train with ---------------------------------------------------------------------------------------------
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of FER+'s file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}. FER+'s votes come as fer2013new.csv.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def distribution(votes: np.ndarray, mode: str) -> np.ndarray:
+    """The share of each of the eight expressions, by the rules of the paper's authors.
+
+    Single votes do not count. "majority" asks for more than half of the votes; "probability" and "crossentropy" take
+    the most frequent opinions, and those equal to one of them, until they hold three quarters of the votes, at most
+    three, and ask for more than half. A face whose first opinion is "unknown" or "not a face" has no expression.
+
+    Args:
+        votes: int (n, 10), in the order of `VOTES`.
+        mode: a key of `MODES`.
+
+    Returns:
+        float32 (n, 8), in the order of FER2013's classes with contempt at the end; each row has the sum 1, or all zeros
+        if the face is to be left out.
+
+    Raises:
+        ValueError: on an unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"`ferplus_mode` must be one of {', '.join(MODES)}. Received: {mode!r}")
+    votes = np.where(votes > 1, votes, 0).astype("float64")
+    total = votes.sum(axis=1)
+    if mode == "majority":
+        best = votes.argmax(axis=1)
+        kept = np.zeros_like(votes)
+        at = np.flatnonzero(votes.max(axis=1) > total / 2)
+        kept[at, best[at]] = 1
+    else:
+        kept = np.array([_first_opinions(row) for row in votes]).reshape(votes.shape)
+    names = list(VOTES.values())
+    expressions = kept[:, [names.index(name) for name in (*CLASS_NAMES, "contempt")]]
+    sums = expressions.sum(axis=1, keepdims=True)
+    return np.divide(expressions, sums, out=np.zeros_like(expressions), where=sums > 0).astype("float32")
+
+
+def _first_opinions(votes):
+    """The votes of the most frequent opinions of one face, all zeros if they do not make an expression."""
+    left, kept, count = votes.copy(), np.zeros_like(votes), 0
+    while kept.sum() < 0.75 * votes.sum() and count < 3:
+        equal = np.flatnonzero(left == left.max())
+        for opinion in equal:
+            if opinion >= 8:  # "unknown" or "not a face": nothing after it counts, and alone it is no expression
+                return kept if kept.any() and kept.sum() > votes.sum() / 2 and count <= 3 else np.zeros_like(votes)
+            kept[opinion], left[opinion] = votes[opinion], 0
+            count += 1
+    return kept if kept.sum() > votes.sum() / 2 and count <= 3 else np.zeros_like(votes)
+
+
+def relabeller(path: str | Path, faces: Faces, mode: str):
+    """What gives the faces of a role FER+'s labels, for `fer_keras.roles.assign_roles`.
+
+    The paper's authors validate and test with "majority" whichever mode trains, and so does this.
+
+    Args:
+        path: FER+'s `fer2013new.csv`.
+        faces: all faces of FER2013.
+        mode: a key of `MODES`, for those that train.
+    """
+    votes = load_votes(path, faces)
+    distribution(votes[:0], mode)  # refuses an unknown mode before anything else is done
+    return lambda part, role: relabel(part, votes, mode if role == "train" else "majority")
+
+
+def relabel(faces: Faces, votes: np.ndarray, mode: str = "majority") -> Faces:
+    """Give faces FER+'s labels, without those that have none by its rules.
+
+    Args:
+        faces: of FER2013, with its row ids, under eight class names.
+        votes: int (35,887, 10), of all rows, from `load_votes`.
+        mode: a key of `MODES`.
+
+    Returns:
+        `Faces` with the most frequent expression as label and, except for "majority", the distribution as `targets`.
+    """
+    shares = distribution(votes[faces.rows], mode)
+    kept = np.flatnonzero(shares.any(axis=1))
+    faces, shares = faces.take(kept), shares[kept]
+    labels = shares.argmax(axis=1)
+    return replace(faces, labels=labels, targets=None if mode == "majority" else shares)

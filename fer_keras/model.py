@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import layers, ops, regularizers
+
+from fer_keras.data import CLASS_NAMES
 
 # Filters of the four stages, and units of the two dense layers, at width 1.
 FILTERS = (64, 128, 256, 512)
@@ -111,28 +114,69 @@ def ensemble(models: Sequence[keras.Model]) -> keras.Model:
     return keras.Model(inputs, layers.Average(dtype="float32", name="probabilities")(members), name="ensemble")
 
 
-def copy_weights(source: keras.Model, target: keras.Model, name: str) -> None:
+def copy_weights(
+    source: keras.Model,
+    target: keras.Model,
+    name: str,
+    source_classes: Sequence[str] = CLASS_NAMES,
+    target_classes: Sequence[str] = CLASS_NAMES,
+) -> list[str]:
     """Give `target` the weights of `source`, for a run that starts from another one.
+
+    Where the two differ in their channels, the kernels of the first convolution are repeated over the three channels
+    and divided by three (or added up), so that a face in equal channels gives what it gave in grey. Where they differ
+    in their classes, the weights of each class go by its name, and a new class keeps what it was initialised with.
 
     Args:
         name: what to call `source` in the error.
+        source_classes, target_classes: class names in the order of the outputs.
+
+    Returns:
+        One sentence for each such change.
 
     Raises:
-        ValueError: if the two differ in a shape; the first layer that differs is named.
+        ValueError: if the two differ in another way; the first layer that differs is named.
     """
+    said, weights = [], []
     for a, b in zip(source.layers, target.layers, strict=False):
-        shapes = [tuple(w.shape) for w in a.weights], [tuple(w.shape) for w in b.weights]
-        if shapes[0] != shapes[1]:
+        values = [ops.convert_to_numpy(w) for w in a.weights]
+        shapes = [w.shape for w in values], [tuple(w.shape) for w in b.weights]
+        if a.name == b.name == "block1a_conv" and {w[0][2] for w in shapes} == {1, 3}:
+            channels = shapes[1][0][2]
+            kernel = values[0].sum(axis=2, keepdims=True)
+            values[0] = kernel if channels == 1 else np.repeat(kernel / 3, 3, axis=2)
+            said.append(
+                f"The first kernels of {name} are "
+                + ("repeated over three channels." if channels == 3 else "added up over three channels.")
+            )
+        elif a.name == b.name == "logits" and shapes[0][0][0] == shapes[1][0][0]:
+            if tuple(source_classes) != tuple(target_classes):
+                values, new = _by_class(values, b, source_classes, target_classes)
+                said.append(f"The outputs of {name} go by class name" + (f"; {', '.join(new)} is new." if new else "."))
+        elif shapes[0] != shapes[1]:
             raise ValueError(
                 f"The run starts from {name}, whose layer {a.name!r} has other shapes: {shapes[0]}, here {shapes[1]}. "
-                "Use the same `image_size`, `crop`, `width` and number of classes, or start from another run."
+                "Use the same `image_size`, `crop` and `width`, or start from another run."
             )
-    if source.input_shape != target.input_shape:
+        weights += values
+    if source.input_shape[1:3] != target.input_shape[1:3]:
         raise ValueError(
             f"The run starts from {name}, which takes faces of {source.input_shape[1:]}, but here they are "
-            f"{target.input_shape[1:]}. Use the same `image_size` and channels, or start from another run."
+            f"{target.input_shape[1:]}. Use the same `image_size`, or start from another run."
         )
-    target.set_weights(source.get_weights())
+    target.set_weights(weights)
+    return said
+
+
+def _by_class(values, layer, source_classes, target_classes):
+    """Weights of the last layer for other classes, and the names of those that are new."""
+    found = [ops.convert_to_numpy(w) for w in layer.weights]
+    new = [name for name in target_classes if name not in source_classes]
+    for at, class_name in enumerate(target_classes):
+        if class_name not in new:
+            for here, there in zip(found, values, strict=True):
+                here[..., at] = there[..., list(source_classes).index(class_name)]
+    return found, new
 
 
 def float32(model: keras.Model) -> keras.Model:

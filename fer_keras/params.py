@@ -27,8 +27,24 @@ PARAMETERS = {
     # faces
     "data": str,
     "drawn_faces": int,
+    "dataset": str,
+    "class_map": dict,
+    "num_classes": int,
+    "color": str,
+    "labels": str,
+    "ferplus_csv": str,
+    "ferplus_mode": str,
+    "auxiliary": str,
+    "auxiliary_alone": bool,
+    "affectnet": str,
+    "expw": str,
     "protocol": str,
     "resampling": str,
+    # augmented balanced subset
+    "subset_per_class": int,
+    "subset_flip": bool,
+    "subset_rotation": float,
+    "subset_noise": float,
     # network
     "width": float,
     "dropout": float,
@@ -54,13 +70,17 @@ PARAMETERS = {
     "rotation": float,
     "translation": float,
     "zoom": float,
+    "noise": float,
+    "erasing": float,
+    "randaugment": float,
+    "mixup": float,
+    "cutmix": float,
     # evaluation
     "tta": str,
     # ensemble
     "members": list,
     # pages
     "suites": list,
-    "ferplus_csv": str,
     "show_faces": bool,
     # suite
     "experiments": list,
@@ -70,9 +90,9 @@ PARAMETERS = {
 # They say which runs there are, and are resolved away.
 SUITE_ONLY = ("experiments", "overrides", "seeds")
 # They say where things are, not what a run does: changing them changes no result.
-LOCATIONS = ("data", "outputs", "retrain", "checkpoint_seconds")
+LOCATIONS = ("data", "outputs", "retrain", "checkpoint_seconds", "ferplus_csv", "affectnet", "expw")
 # Of paths, readers are shown the last part.
-PATHS = ("data", "outputs", "ferplus_csv")
+PATHS = ("data", "outputs", "ferplus_csv", "affectnet", "expw")
 # They say how a trained network is scored: changing them predicts anew and trains nothing.
 EVALUATION = ("tta",)
 

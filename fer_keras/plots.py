@@ -78,6 +78,23 @@ def samples(faces: Faces, per_class: int = 7, random_state: int = 0):
     return figure
 
 
+def changed(originals: Faces, faces: Faces, count: int = 14, random_state: int = 0):
+    """Random faces of an augmented subset, each below its original; returns the figure.
+
+    Args:
+        originals: the faces before they were changed, in the same order.
+        faces: those of the subset, with `changes`.
+    """
+    rng = np.random.default_rng(random_state)
+    chosen = np.sort(rng.choice(len(faces), min(count, len(faces)), replace=False))
+    titles = []
+    for flip, rotation, noise, _ in faces.changes[chosen]:
+        done = ["mirrored"] * bool(flip) + [f"{rotation:+.0f}°"] * bool(rotation) + [f"noise {noise:.0f}"] * bool(noise)
+        titles.append("\n".join(done) or "unchanged")
+    both = np.concatenate([originals.images[chosen], faces.images[chosen]], axis=1)
+    return faces_grid(both, titles)
+
+
 def mistakes(faces: Faces, probabilities: np.ndarray, count: int = 14):
     """The most confident mistakes, titled "true → predicted" with the probability; returns the figure."""
     predicted = probabilities.argmax(axis=1)

@@ -5,7 +5,6 @@ between neighbours overflow. Memory grows to about three times the resampled set
 Training peaks at 1.6 GB (benchmarks/resample.py).
 """
 
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,6 @@ from imblearn.combine import SMOTEENN, SMOTETomek
 from imblearn.over_sampling import SMOTE, RandomOverSampler
 
 from fer_keras.data import Faces
-from fer_keras.split import effective_protocol, split_clean, split_official, split_stratified
 
 
 class TracedSMOTE(SMOTE):
@@ -83,12 +81,18 @@ def resample(faces: Faces, method: str, random_state: int = 0) -> Faces:
         comes from.
 
     Raises:
-        ValueError: on an unknown method, or if a class has fewer than the six faces that SMOTE needs.
+        ValueError: on an unknown method, if a class has fewer than the six faces that SMOTE needs, or if SMOTE is to
+            interpolate between faces that have a distribution instead of a label.
     """
     if method not in RESAMPLERS:
         raise ValueError(f"`resampling` must be one of {', '.join(RESAMPLERS)}. Received: {method!r}")
     if method == "none":
         return faces
+    if method != "ros" and faces.targets is not None:
+        raise ValueError(
+            "SMOTE interpolates between faces of one class, and these have a distribution over the classes. "
+            "Use `ferplus_mode: majority`, or `resampling: ros`."
+        )
     counts = np.bincount(faces.labels, minlength=len(faces.class_names))
     if method != "ros" and counts[counts > 0].min() < 6:
         name = faces.class_names[int(np.argmin(np.where(counts, counts, counts.max())))]
@@ -135,56 +139,3 @@ def interpolate(images: np.ndarray, parents: np.ndarray, weight: np.ndarray) -> 
         between = (first + weight[part].reshape(-1, 1, 1, 1) * towards).astype("float32")
         result[part] = np.rint(between)
     return result
-
-
-def rebuild(faces: Faces, rows: np.ndarray, parents: np.ndarray, weight: np.ndarray, labels: np.ndarray) -> Faces:
-    """Rebuild resampled faces from what a run's `rows.npz` keeps, without resampling again.
-
-    Args:
-        faces: all faces of the source.
-        rows, parents, weight, labels: as in `Faces`.
-
-    Raises:
-        ValueError: if a face that a row or a parent names is not among `faces`.
-    """
-    needed = np.union1d(rows, parents)
-    if len(missing := np.setdiff1d(needed[needed >= 0], faces.rows)):
-        raise ValueError(
-            f"{len(missing)} of the faces to rebuild, the first in row {missing[0]}, are not among the {len(faces)} "
-            "given. Give all faces of the source that the run used."
-        )
-    position = np.full(faces.rows.max() + 2, -1)  # the last entry stands for row −1
-    position[faces.rows] = np.arange(len(faces))
-    images = np.array(faces.images[np.where(rows >= 0, position[rows], 0)])
-    synthetic = rows < 0
-    images[synthetic] = interpolate(faces.images, position[parents[synthetic]], weight[synthetic])
-    usage = np.where(synthetic, "", faces.usage[position[rows]])
-    return replace(faces, images=images, labels=labels, rows=rows, usage=usage, parents=parents, weight=weight)
-
-
-def split_seed(resampling: str, seed: int) -> int:
-    """Seed of the study's split, one for each method: ROS and SMOTE, whose labels are equal, must not draw the same."""
-    return zlib.crc32(f"{resampling} {seed}".encode())
-
-
-def assign_roles(faces: Faces, protocol: str, resampling: str, seed: int) -> dict[str, Faces]:
-    """Give every face its role, and balance the faces that train, in the order that the protocol prescribes.
-
-    Args:
-        faces: all faces of the source.
-        protocol: a key of `fer_keras.split.PROTOCOLS`. `official` and `clean` split, then resample `train` only;
-            `study` resamples everything, then splits.
-        resampling: a key of `RESAMPLERS`.
-        seed: of the sampler and of the study's random split.
-
-    Returns:
-        The faces of "train", "validation" and "test".
-
-    Raises:
-        ValueError: on an unknown protocol or method.
-    """
-    used = effective_protocol(protocol, resampling)
-    if used == "study":
-        return split_stratified(resample(faces, resampling, seed), split_seed(resampling, seed))
-    parts = split_clean(faces) if used == "clean" else split_official(faces)
-    return parts | {"train": resample(parts["train"], resampling, seed)}

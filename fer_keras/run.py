@@ -24,15 +24,19 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 
-from fer_keras.data import Faces
+from fer_keras.data import Faces, concatenate
 from fer_keras.duplicates import CLEAN_SHA256, THRESHOLD
 from fer_keras.params import EVALUATION, LOCATIONS, root
 from fer_keras.split import effective_protocol
 
 # The code from data to trained weights: when it has changed since a run, the run is stale.
-TRAINING_MODULES = ("data", "split", "resample", "augment", "model", "train")
+TRAINING_MODULES = ("data", "split", "resample", "augment", "roles", "model", "train")
 # What a face can be, as `Faces.origin` says.
 ORIGINS = ("original", "copy", "synthetic")
+# What of the faces of a role is kept in `rows.npz`; the last only where faces were changed.
+KEPT = ("rows", "labels", "parents", "weight", "changes")
+# What a run had before there was such a parameter: it counts in no key.
+USUAL = {"dataset": "fer2013", "num_classes": 7, "color": "grey", "labels": "fer2013", "ferplus_mode": "majority"}
 PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "scikit-learn", "imbalanced-learn", "fer-keras")
 
 
@@ -55,9 +59,9 @@ def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "out
 def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> str:
     """Identity of a training: SHA-256 of what its weights depend on.
 
-    A parameter that is off (0, false, empty or "none") does not count, so that a new one changes no key of a run that
-    does not use it. The suite's name does not count either, and the protocol is the one in effect: `baseline` and
-    `tuned` are the same under `study` as under `official` (see `adopt`).
+    A parameter that is off (0, false, empty, "none" or `USUAL`) does not count, so that a new one changes no key of a
+    run that does not use it. The suite's name does not count either, and the protocol is the one in effect: `baseline`
+    and `tuned` are the same under `study` as under `official` (see `adopt`).
 
     Args:
         params: resolved parameters; those that say where things are, or how to score, do not count.
@@ -66,13 +70,14 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     """
     params = dict(params)
     if "resampling" in params:
-        params["protocol"] = effective_protocol(params["protocol"], params["resampling"])
+        more = params.get("subset_per_class", 0), params.get("auxiliary", "")
+        params["protocol"] = effective_protocol(params["protocol"], params["resampling"], *more)
     if params.get("protocol") == "clean":
         params["clean"] = f"{CLEAN_SHA256} {THRESHOLD}"  # other rows to leave out are another training
     counted = {
         name: value
         for name, value in sorted(params.items())
-        if name not in ("suite", *LOCATIONS, *EVALUATION) and value and value != "none"
+        if name not in ("suite", *LOCATIONS, *EVALUATION) and value and value not in ("none", USUAL.get(name))
     }
     text = json.dumps([counted, fingerprint, dict(sorted(ancestors.items()))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -181,7 +186,8 @@ def save_training(
     write_text(folder / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
     rows = {}
     for role, faces in parts.items():
-        rows |= {f"{role}_{name}": getattr(faces, name) for name in ("rows", "labels", "parents", "weight")}
+        arrays = faces.arrays()
+        rows |= {f"{role}_{name}": arrays[name] for name in KEPT if name in arrays}
     write_arrays(folder / "rows.npz", **rows)
     if history is not None:
         with replacing(folder / "history.csv") as temporary:
@@ -289,12 +295,13 @@ def load_roles(folder: Path, faces: Faces, without: Sequence[str] = ()) -> dict[
     Args:
         without: roles to leave out.
     """
-    from fer_keras.resample import rebuild
+    from fer_keras.roles import rebuild
 
-    rows = read_arrays(folder / "rows.npz")
-    columns = ("rows", "parents", "weight", "labels")
-    roles = [role for role in dict.fromkeys(name.rpartition("_")[0] for name in rows) if role not in without]
-    return {role: rebuild(faces, *(rows[f"{role}_{column}"] for column in columns)) for role in roles}
+    kept: dict[str, dict] = {}
+    for name, array in read_arrays(folder / "rows.npz").items():
+        role, _, column = name.rpartition("_")
+        kept.setdefault(role, {})[column] = array
+    return {role: rebuild(faces, **columns) for role, columns in kept.items() if role not in without}
 
 
 def predictions(
@@ -431,6 +438,11 @@ def sibling(p, experiment: str) -> Path:
     return folder
 
 
+def class_names(folder: Path) -> list[str]:
+    """Class names of a run, in the order of its outputs."""
+    return read_arrays(folder / "predictions.npz", ["class_names"])["class_names"].tolist()
+
+
 def read_metrics(folder: Path) -> dict:
     """`metrics.json` of a run."""
     return json.loads((folder / "metrics.json").read_text())
@@ -504,7 +516,7 @@ def check_members(folders: Mapping[str, Path]) -> list[str]:
     """
     if not folders:
         raise RunError("An ensemble needs at least two runs: `members` is empty.")
-    orders = {name: read_predictions(folder)[0] for name, folder in folders.items()}
+    orders = {name: class_names(folder) for name, folder in folders.items()}
     first, order = next(iter(orders.items()))
     for name, other in orders.items():
         if other != order:
@@ -536,32 +548,32 @@ def chosen_by_members(metrics: Mapping[str, Mapping]) -> dict:
 def ensemble_sets(faces: Faces, folders: Mapping[str, Path], protocol: str) -> dict[str, Faces]:
     """The faces that an ensemble is scored on.
 
-    Under `official` and `clean` the members share their roles; `train` then holds the original faces. Under `study`
-    each member has drawn its own, and the published text does not say which rows gave 97 %, so there are each member's
-    test faces (`test_<member>`), all of them pooled (`test`), and the original faces that no member and no ancestor
-    trained on (`test_unseen`, if there are any).
+    Under `official` and `clean` the members share their roles; `train` then holds the original faces that trained the
+    first one. Under `study` each member has drawn its own, and the published text does not say which rows gave 97 %, so
+    there are each member's test faces (`test_<member>`), all of them pooled (`test`), and the original faces that no
+    member and no ancestor trained on (`test_unseen`, if there are any).
 
     Args:
         faces: all faces of the source.
         folders: of the members, by experiment.
-    """
-    from fer_keras.resample import rebuild
-    from fer_keras.split import split_clean, split_official
 
+    Raises:
+        RunError: if members that should share their test faces do not.
+    """
+    first = next(iter(folders))
+    roles = {
+        name: load_roles(folder, faces, without=() if name == first else ["train"]) for name, folder in folders.items()
+    }
     if protocol != "study":
-        return split_clean(faces) if protocol == "clean" else split_official(faces)
-    sets = {}
-    for name, folder in folders.items():
-        rows = read_arrays(folder / "rows.npz")
-        sets[f"test_{name}"] = rebuild(faces, *(rows[f"test_{c}"] for c in ("rows", "parents", "weight", "labels")))
-    pooled = concatenate(list(sets.values()))
+        sets = roles[first]
+        for name, other in roles.items():
+            if not np.array_equal(other["test"].rows, sets["test"].rows):
+                raise RunError(
+                    f"The members of an ensemble must be scored on the same faces: {first} has {len(sets['test'])} "
+                    f"test faces, {name} {len(other['test'])} others. Average runs of one protocol and one data set."
+                )
+        return sets | {"train": sets["train"].take(sets["train"].origin == "original")}
+    sets = {f"test_{name}": parts["test"] for name, parts in roles.items()}
     trained = trained_rows([run for folder in folders.values() for run in trainings(folder)])
     unseen = faces.take(~np.isin(faces.rows, np.union1d(*trained)))
-    return {"test": pooled} | ({"test_unseen": unseen} if len(unseen) else {}) | sets
-
-
-def concatenate(parts: list[Faces]) -> Faces:
-    """One set of faces after the other."""
-    arrays = ("images", "labels", "rows", "usage", "parents", "weight")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
-    return Faces(**joined, class_names=parts[0].class_names, fingerprint=parts[0].fingerprint)
+    return {"test": concatenate(list(sets.values()))} | ({"test_unseen": unseen} if len(unseen) else {}) | sets

@@ -106,36 +106,52 @@ def balanced_class_weight(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 class Rows(keras.utils.PyDataset):
-    """Batches of row indices (or, for a set too large for the device, of faces), in an order derived from the epoch."""
+    """Batches of row indices (or, for a set too large for the device, of faces), in an order derived from the epoch.
 
-    def __init__(self, labels, num_classes, batch_size, first=0, images=None, class_weight=None):
+    Labels are one-hot, or the distributions of `targets`, or, with `drawn`, classes drawn from these in every epoch.
+    Those that are to be mixed with the faces go with them.
+    """
+
+    def __init__(
+        self, faces, num_classes, batch_size, first=0, resident=True, class_weight=None, drawn=False, mixed=False
+    ):
         super().__init__()
-        self.labels, self.num_classes, self.batch_size, self.first = labels, num_classes, batch_size, first
-        self.images, self.class_weight = images, class_weight
-        self.order = np.arange(len(labels))
+        self.labels, self.targets = faces.labels, faces.targets
+        self.num_classes, self.batch_size, self.first = num_classes, batch_size, first
+        self.images = None if resident else faces.images
+        self.class_weight, self.drawn, self.mixed = class_weight, drawn, mixed
+        self.order = np.arange(len(self.labels))
 
     def shuffle(self, seed, epoch):
         """Take the order of this epoch. Called by a callback: Keras calls `on_epoch_end` at other moments, too."""
-        self.order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
+        rng = np.random.default_rng([seed, epoch])
+        self.order = rng.permutation(len(self.labels))
+        if self.drawn and self.targets is not None:
+            shares = np.cumsum(self.targets, axis=1, dtype="float64")
+            self.labels = (rng.random((len(shares), 1)) * shares[:, -1:] >= shares).sum(axis=1)
 
     def __len__(self):
         return -(-len(self.labels) // self.batch_size)
 
     def __getitem__(self, index):
         at = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        labels = self.labels[at]
         x = (at + self.first).astype("int32") if self.images is None else self.images[at]
-        y = np.eye(self.num_classes, dtype="float32")[labels]
-        return (x, y) if self.class_weight is None else (x, y, self.class_weight[labels])
+        if self.targets is None or self.drawn:
+            y = np.eye(self.num_classes, dtype="float32")[self.labels[at]]
+        else:
+            y = self.targets[at]
+        x = {"faces": x, "labels": y} if self.mixed else x
+        return (x, y) if self.class_weight is None else (x, y, self.class_weight[self.labels[at]])
 
 
 class Trainer(keras.Model):
     """Trains `inner` on faces that it gathers from the device's memory by row index, and augments there."""
 
-    def __init__(self, inner, augmentation=None, images=None):
+    def __init__(self, inner, augmentation=None, images=None, mixing=None):
         super().__init__(name="trainer")
         self.inner = inner
         self.augmentation = augmentation
+        self.mixing = mixing
         self.images = None
         if images is not None:
             self.images = keras.Variable(images, dtype="uint8", trainable=False, autocast=False, name="images")
@@ -146,10 +162,23 @@ class Trainer(keras.Model):
         self.built = True
 
     def call(self, x, training=False):
+        x, labels = (x["faces"], x["labels"]) if isinstance(x, dict) else (x, None)
         faces = x if self.images is None else ops.take(self.images, x, axis=0)
         if training and self.augmentation is not None:
             faces = self.augmentation(ops.cast(faces, "float32"), training=True)
-        return self.inner(faces, training=training)
+        if not training or labels is None:
+            return self.inner(faces, training=training)
+        mixed = self.mixing({"images": ops.cast(faces, "float32"), "labels": labels}, training=True)
+        # With the labels, which are mixed in the same shares: the loss and the metrics take them from here.
+        return {"probabilities": self.inner(mixed["images"], training=True), "labels": mixed["labels"]}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        y, y_pred = (y_pred["labels"], y_pred["probabilities"]) if isinstance(y_pred, dict) else (y, y_pred)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        y, y_pred = (y_pred["labels"], y_pred["probabilities"]) if isinstance(y_pred, dict) else (y, y_pred)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
 
     # Early stopping keeps the best weights by these two: the faces are not among them.
     def get_weights(self):
@@ -265,6 +294,8 @@ def fit(
     label_smoothing: float = 0.0,
     class_weight: str = "none",
     augmentation: keras.Layer | None = None,
+    mixing: keras.Layer | None = None,
+    draw_labels: bool = False,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60,
@@ -286,6 +317,9 @@ def fit(
         label_smoothing: share of the target spread over all classes, 0 ≤ label_smoothing < 1.
         class_weight: "none", or "balanced" (`balanced_class_weight`).
         augmentation: a layer applied to the training faces, e.g. from `fer_keras.augment.online`.
+        mixing: a layer that mixes the faces of a batch and their labels, e.g. from `fer_keras.augment.mixing`.
+        draw_labels: where faces have a distribution over the classes (`targets`), draw a class from it in every epoch
+            instead of training with the distribution.
         seed: derives each epoch's order.
         checkpoint: file that makes the training resumable; removed by the caller when the run is complete.
         checkpoint_seconds: least time between two checkpoints.
@@ -302,6 +336,11 @@ def fit(
     if not len(train) or not len(validation):
         raise ValueError(f"Training needs faces. Received: {len(train)} to train, {len(validation)} to validate")
 
+    if mixing is not None and class_weight != "none":
+        raise ValueError(
+            "Mixed faces have no class of their own to weigh: `class_weight: balanced` goes without mixing."
+        )
+
     num_classes = model.output_shape[-1]
     stop = callbacks.EarlyStopping(
         monitor, mode=MONITORS[monitor], patience=patience or epochs, restore_best_weights=True
@@ -315,13 +354,14 @@ def fit(
     done = saver.read() if saver else 0
 
     resident = train.images.nbytes + validation.images.nbytes <= device_bytes
-    shared = {"num_classes": num_classes, "batch_size": batch_size}
+    shared = {"num_classes": num_classes, "batch_size": batch_size, "resident": resident}
     weights = balanced_class_weight(train.labels, num_classes) if class_weight == "balanced" else None
-    rows = Rows(train.labels, class_weight=weights, images=None if resident else train.images, **shared)
+    rows = Rows(train, class_weight=weights, drawn=draw_labels, mixed=mixing is not None, **shared)
     order = callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: rows.shuffle(seed, epoch))
-    scored = Rows(validation.labels, first=len(train), images=None if resident else validation.images, **shared)
+    scored = Rows(validation, first=len(train), **shared)
 
-    trainer = Trainer(model, augmentation, np.concatenate([train.images, validation.images]) if resident else None)
+    faces = np.concatenate([train.images, validation.images]) if resident else None
+    trainer = Trainer(model, augmentation, faces, mixing)
     trainer.compile(
         optimizer=build_optimizer(optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),

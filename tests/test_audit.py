@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from test_run import finish
 
-from fer_keras import audit, duplicates, resample, run, split
+from fer_keras import audit, data, duplicates, resample, roles, run, split
 from fer_keras.cli import main
 from fer_keras.drawn import draw
 
@@ -120,7 +120,7 @@ def test_the_audit_of_a_run_counts_and_scores_what_was_touched(leaking, tmp_path
 def test_faces_that_only_an_ancestor_saw_are_counted_apart(faces, tmp_path):
     parts = split.split_official(faces)
     finish(tmp_path, "tuned", parts, starts_from="")
-    study = resample.assign_roles(faces, "study", "ros", 0)
+    study = roles.assign_roles(faces, "study", "ros", 0)
     folder = finish(tmp_path, "ros", study, starts_from="tuned")
     scored = audit.audit(folder, faces)["sets"]["test"]["top1"]
     trained, before = set(study["train"].rows.tolist()), set(parts["train"].rows.tolist())
@@ -138,7 +138,7 @@ def test_an_ensemble_is_audited_with_its_members_trainings(faces, tmp_path):
     names = ("ros", "smote")
     folders = {}
     for seed, name in enumerate(names):
-        folders[name] = finish(tmp_path, name, resample.assign_roles(faces, "study", name, seed), starts_from="tuned")
+        folders[name] = finish(tmp_path, name, roles.assign_roles(faces, "study", name, seed), starts_from="tuned")
     sets = run.ensemble_sets(faces, folders, "study")
     folder = finish(tmp_path, "ensemble", sets, members=list(names))
     found = audit.audit(folder, faces)
@@ -202,7 +202,7 @@ def test_faces_between_two_training_faces_and_their_parents_are_found_without_th
     made = made.take(np.flatnonzero(clear)[:20])
     others = faces.take(faces.usage == "PrivateTest")
     train = faces.take(faces.usage == "Training")
-    kinds, _ = audit.audit_sets(train, run.concatenate([made, others]))
+    kinds, _ = audit.audit_sets(train, data.concatenate([made, others]))
     assert np.mean(np.isin(kinds[:20], ["synthetic", "near"])) > 0.9
     assert set(kinds[20:]) == {"untouched"}
     # The other way round: what trained was made from faces that are tested.

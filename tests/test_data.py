@@ -114,10 +114,10 @@ def test_every_pixel_value_at_every_place_is_read(write_csv, row):
 def test_load_takes_drawn_or_a_path(lines, write_csv, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_csv(*lines)
-    assert load(str(path)).fingerprint == fingerprint_of(path) == load_fer2013(path, cache=False).fingerprint
+    assert load(str(path)).fingerprint == fingerprint_of({"data": path}) == load_fer2013(path, cache=False).fingerprint
     drawn, kept = load("drawn", 140), load("drawn", 140)
     assert isinstance(kept.images, np.memmap) and np.array_equal(drawn.images, kept.images)
-    assert drawn.fingerprint == kept.fingerprint == fingerprint_of("drawn", 140)
+    assert drawn.fingerprint == kept.fingerprint == fingerprint_of({"data": "drawn", "drawn_faces": 140})
 
 
 @pytest.mark.parametrize("change", [{"emotion": 6}, {"usage": "PrivateTest"}, {"pixels": [1] + 2303 * [0]}])

@@ -5,7 +5,8 @@ from imblearn.over_sampling import SMOTE, RandomOverSampler
 from threadpoolctl import threadpool_limits
 
 from fer_keras.data import CLASS_NAMES, Faces, load_fer2013
-from fer_keras.resample import RESAMPLERS, assign_roles, interpolate, rebuild, resample, split_seed
+from fer_keras.resample import RESAMPLERS, interpolate, resample
+from fer_keras.roles import assign_roles, rebuild, split_seed
 from fer_keras.split import split_official, split_stratified
 
 REFERENCES = {"ros": RandomOverSampler, "smote": SMOTE, "smote_tomek": SMOTETomek, "smote_enn": SMOTEENN}
@@ -66,7 +67,7 @@ def test_faces_that_occur_several_times_are_resampled_as_by_the_reference(faces,
     twins = faces.take(np.concatenate([np.arange(len(faces)), np.repeat(disgust[:1], 9)]))
     twins = Faces(twins.images, twins.labels, np.arange(len(twins)), twins.usage)
     found = assert_reference(twins, method)
-    assert_same(rebuild(twins, found.rows, found.parents, found.weight, found.labels), found)
+    assert_same(rebuild(twins, found.rows, found.labels, found.parents, found.weight), found)
 
 
 def test_a_class_without_faces_stays_without(faces, method):
@@ -106,7 +107,7 @@ def test_the_origin_of_each_face_is_kept(faces, method, made):
 
 
 def test_resampled_faces_are_rebuilt_from_what_a_run_keeps(faces, made):
-    kept = made.rows, made.parents, made.weight, made.labels
+    kept = made.rows, made.labels, made.parents, made.weight
     assert_same(rebuild(faces, *kept), made)
     mixed = faces.take(np.random.default_rng(0).permutation(len(faces)))
     assert_same(rebuild(mixed, *kept), made)
@@ -118,7 +119,7 @@ def test_rebuilding_from_other_faces_is_refused(faces, made):
     with pytest.raises(
         ValueError, match=rf"1 of the faces to rebuild, the first in row {parent}, are not among the 279"
     ):
-        rebuild(fewer, made.rows, made.parents, made.weight, made.labels)
+        rebuild(fewer, made.rows, made.labels, made.parents, made.weight)
 
 
 def test_the_given_faces_are_not_changed_and_may_be_read_only(faces, method, made):
@@ -134,7 +135,7 @@ def test_rows_of_a_part_are_those_of_the_source(faces, method):
     found = assert_reference(part, method)
     named = np.concatenate([found.rows, found.parents.ravel()])
     assert np.isin(named[named >= 0], part.rows).all()
-    assert_same(rebuild(faces, found.rows, found.parents, found.weight, found.labels), found)
+    assert_same(rebuild(faces, found.rows, found.labels, found.parents, found.weight), found)
 
 
 def test_balanced_faces_get_nothing_added(faces):
@@ -203,7 +204,7 @@ def test_the_studys_protocol_resamples_first_and_so_leaks(faces, method):
     )
     for role, part in roles.items():
         assert_same(part, expected[role])
-        assert_same(rebuild(faces, part.rows, part.parents, part.weight, part.labels), part)
+        assert_same(rebuild(faces, part.rows, part.labels, part.parents, part.weight), part)
     assert sources(roles["train"]) & sources(roles["test"])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_keras import evaluate, model, resample, run, split
+from fer_keras import data, evaluate, model, resample, roles, run, split
 from fer_keras.data import CLASS_NAMES
 from fer_keras.params import EVALUATION, LOCATIONS, PARAMETERS
 
@@ -325,7 +325,7 @@ def test_training_again_takes_back_what_the_old_weights_gave(faces, tmp_path):
 
 @pytest.mark.parametrize("resampling", ["none", "smote"])
 def test_metrics_say_what_was_scored_and_split_by_origin(faces, tmp_path, resampling):
-    parts = resample.assign_roles(faces, "study", resampling, 0)
+    parts = roles.assign_roles(faces, "study", resampling, 0)
     folder = finish(tmp_path, "tuned", parts)
     sets = run.read_predictions(folder)[1]
     chosen_by = {"role": "validation", "n": len(parts["validation"])}
@@ -351,7 +351,7 @@ def test_metrics_say_what_was_scored_and_split_by_origin(faces, tmp_path, resamp
     [(protocol, resampling) for protocol in split.PROTOCOLS for resampling in resample.RESAMPLERS],
 )
 def test_the_faces_of_a_run_are_rebuilt_without_resampling(faces, tmp_path, monkeypatch, protocol, resampling):
-    parts = resample.assign_roles(faces, protocol, resampling, seed=1)
+    parts = roles.assign_roles(faces, protocol, resampling, seed=1)
     folder = finish(tmp_path, "tuned", parts)
     monkeypatch.setattr(resample, "RESAMPLERS", {})
     found = run.load_roles(folder, faces)
@@ -383,7 +383,7 @@ def family(faces, tmp_path):
     """Runs under the study's protocol as the study has them: tuned, two balanced from it, their ensemble."""
     folders = {"tuned": finish(tmp_path, "tuned", split.split_official(faces), starts_from="")}
     for seed, name in enumerate(("ros", "smote")):
-        parts = resample.assign_roles(faces, "study", name, seed)
+        parts = roles.assign_roles(faces, "study", name, seed)
         folders[name] = finish(tmp_path, name, parts, starts_from="tuned")
     sets = run.ensemble_sets(faces, {name: folders[name] for name in ("ros", "smote")}, "study")
     folders["ensemble"] = finish(tmp_path, "ensemble", sets, members=["ros", "smote"])
@@ -457,10 +457,22 @@ def test_members_must_have_one_class_order(faces, tmp_path):
         run.check_members({})
 
 
-def test_an_ensemble_under_official_is_scored_on_the_official_roles(faces):
-    found = run.ensemble_sets(faces, {}, "official")
+def test_an_ensemble_under_official_is_scored_on_its_members_roles(faces, tmp_path):
+    members = {
+        name: finish(tmp_path, name, roles.assign_roles(faces, "official", name, 0), starts_from="")
+        for name in ("ros", "smote")
+    }
+    found = run.ensemble_sets(faces, members, "official")
     for role, part in split.split_official(faces).items():
         assert_same_faces(found[role], part)
+
+
+def test_members_that_were_scored_on_other_faces_are_not_averaged(faces, tmp_path):
+    parts = {"train": faces.take(slice(0, 9)), "test": faces.take(slice(9, 20))}
+    members = {"a": finish(tmp_path, "a", parts, starts_from="")}
+    members["b"] = finish(tmp_path, "b", parts | {"test": faces.take(slice(9, 19))}, starts_from="")
+    with pytest.raises(run.RunError, match="same faces: a has 11 test faces, b 10 others"):
+        run.ensemble_sets(faces, members, "official")
 
 
 def test_an_ensemble_under_study_is_scored_on_each_members_test_faces_all_and_unseen_ones(faces, family, tmp_path):
@@ -469,7 +481,7 @@ def test_an_ensemble_under_study_is_scored_on_each_members_test_faces_all_and_un
     assert {"test", "test_ros", "test_smote"} <= set(found) <= {"test", "test_unseen", "test_ros", "test_smote"}
     for name, folder in members.items():
         assert_same_faces(found[f"test_{name}"], run.load_roles(folder, faces)["test"])
-    assert_same_faces(found["test"], run.concatenate([found["test_ros"], found["test_smote"]]))
+    assert_same_faces(found["test"], data.concatenate([found["test_ros"], found["test_smote"]]))
     trained = [run.load_roles(family[name], faces)["train"] for name in ("tuned", "ros", "smote")]
     touched = {-1} | {row for part in trained for row in [*part.rows.tolist(), *part.parents.ravel().tolist()]}
     unseen = [row for row in faces.rows if row not in touched]
@@ -486,4 +498,4 @@ def test_an_ensemble_whose_members_trained_on_every_face_has_no_unseen_set(faces
 
 def test_sets_are_joined_in_order(faces):
     first, second = faces.take(slice(0, 9)), faces.take(slice(9, None))
-    assert_same_faces(run.concatenate([first, second]), replace(faces, notes=()))
+    assert_same_faces(data.concatenate([first, second]), replace(faces, notes=()))
