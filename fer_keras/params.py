@@ -35,6 +35,7 @@ PARAMETERS = {
     "l2": float,
     "crop": int,
     "starts_from": str,
+    "checkpoint": str,
     # training
     "optimizer": str,
     "learning_rate": float,
@@ -70,9 +71,9 @@ PARAMETERS = {
 # They say which runs there are, and are resolved away.
 SUITE_ONLY = ("experiments", "overrides", "seeds")
 # They say where things are, not what a run does: changing them changes no result.
-LOCATIONS = ("data", "outputs", "retrain", "checkpoint_seconds")
+LOCATIONS = ("data", "outputs", "checkpoint", "retrain", "checkpoint_seconds")
 # Of paths, readers are shown the last part.
-PATHS = ("data", "outputs", "ferplus_csv")
+PATHS = ("data", "outputs", "checkpoint", "ferplus_csv")
 # They say how a trained network is scored: changing them predicts anew and trains nothing.
 EVALUATION = ("tta",)
 
