@@ -203,7 +203,7 @@ def from_pytorch(path: str | Path, crop: int = 40) -> keras.Model:
             f"Received: {_named(content) if isinstance(content, dict) else type(content).__name__}"
         )
     try:
-        return from_state_dict({name: value.float().numpy() for name, value in weights.items()}, crop)
+        return from_state_dict({name: value.detach().float().numpy() for name, value in weights.items()}, crop)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
