@@ -1,6 +1,7 @@
 """The networks: VGGNet and the averaging ensemble, as plain Keras models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,6 +12,13 @@ from fer_keras.data import CLASS_NAMES
 # Filters of the four stages, and units of the two dense layers, at width 1.
 FILTERS = (64, 128, 256, 512)
 UNITS = 4096
+# The layers of usef-kh's PyTorch network (github.com/usef-kh/fer, models/vgg.py), by its names, and ours.
+PYTORCH_LAYERS = {
+    f"{theirs}{stage}{letter}": f"block{stage}{letter}_{ours}"
+    for stage in range(1, len(FILTERS) + 1)
+    for letter in "ab"
+    for theirs, ours in (("conv", "conv"), ("bn", "bn"))
+} | {"lin1": "dense1", "lin2": "dense2", "lin3": "logits"}
 
 
 def vggnet(
@@ -149,10 +157,9 @@ def copy_weights(
                 f"The first kernels of {name} are "
                 + ("repeated over three channels." if channels == 3 else "added up over three channels.")
             )
-        elif a.name == b.name == "logits" and shapes[0][0][0] == shapes[1][0][0]:
-            if tuple(source_classes) != tuple(target_classes):
-                values, new = _by_class(values, b, source_classes, target_classes)
-                said.append(f"The outputs of {name} go by class name" + (f"; {', '.join(new)} is new." if new else "."))
+        elif a.name == b.name == "logits" and tuple(source_classes) != tuple(target_classes):
+            values, new = _by_class(values, b, source_classes, target_classes)
+            said.append(f"The outputs of {name} go by class name" + (f"; new: {', '.join(new)}." if new else "."))
         elif shapes[0] != shapes[1]:
             raise ValueError(
                 f"The run starts from {name}, whose layer {a.name!r} has other shapes: {shapes[0]}, here {shapes[1]}. "
@@ -190,3 +197,111 @@ def float32(model: keras.Model) -> keras.Model:
     plain = keras.models.clone_model(model, clone_function=rebuild)
     plain.set_weights([ops.convert_to_numpy(w) for w in model.weights])
     return plain
+
+
+def from_pytorch(path: str | Path, crop: int = 40) -> keras.Model:
+    """Import a checkpoint of usef-kh's VGGNet, the code of Khaireddin and Chen, as a Keras model.
+
+    No code in the file is run: it is read with `weights_only=True`, which knows tensors and plain values only. That is
+    enough for the files that their code writes: its `logs` are four lists of numbers.
+
+    Args:
+        path: what their code saves, `{"params": state_dict, "logs": …}`, or a bare state dict.
+        crop: see `from_state_dict`.
+
+    Returns:
+        See `from_state_dict`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if PyTorch is not installed, the file is no such checkpoint, or its weights do not fit.
+
+    Reference:
+        https://github.com/usef-kh/fer, of arXiv 2105.03588.
+    """
+    if not (file := Path(path).expanduser()).is_file():
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}. Give the path of a PyTorch checkpoint of usef-kh's VGGNet: "
+            "-p checkpoint PATH."
+        )
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            "Reading a PyTorch checkpoint needs PyTorch: pip install -e '.[torch]' in the project's folder."
+        ) from None
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # PyTorch raises many kinds, and its text advises to run the file's code
+        raise ValueError(
+            f"{path} cannot be read as a PyTorch checkpoint: it is damaged or something else, or holds objects beside "
+            "tensors and plain values, which are not loaded because they could run code. If you trust it, save its "
+            "weights alone: torch.save(net.state_dict(), path)."
+        ) from None
+    weights = content.get("params", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(
+            f"{path} is no checkpoint of usef-kh's VGGNet: it must hold a state dict of tensors, bare or as 'params'. "
+            f"Received: {_named(content) if isinstance(content, dict) else type(content).__name__}"
+        )
+    try:
+        return from_state_dict({name: value.detach().float().numpy() for name, value in weights.items()}, crop)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def from_state_dict(arrays: Mapping[str, np.ndarray], crop: int = 40) -> keras.Model:
+    """Build the VGGNet with the weights of usef-kh's PyTorch network.
+
+    The width and the number of classes are told from the shapes. PyTorch flattens (channels, height, width) where Keras
+    flattens (height, width, channels), so the first dense layer's inputs are put in order.
+
+    Args:
+        arrays: by PyTorch's names, `conv1a.weight` to `lin3.bias`; `num_batches_tracked` is not needed.
+        crop: side of the central square that the network sees, as it was trained: 40, in their code.
+
+    Returns:
+        A `keras.Model` from uint8 (batch, 48, 48, 1), 0–255, to probabilities, as from `vggnet`. Their code, too,
+        divides pixels by 255 once, and orders the classes by FER2013's codes.
+
+    Raises:
+        ValueError: if a name is missing or unknown, a shape does not fit, or a value is not finite.
+    """
+    norms = [name for name in PYTORCH_LAYERS if name.startswith("bn")]
+    parts = {name: ["weight", "bias"] for name in PYTORCH_LAYERS}
+    parts |= {name: ["weight", "bias", "running_mean", "running_var"] for name in norms}  # in Keras's order
+    wanted = [f"{name}.{part}" for name, each in parts.items() for part in each]
+    known = {*wanted, *(f"{name}.num_batches_tracked" for name in norms)}
+    missing, unknown = [n for n in wanted if n not in arrays], [n for n in arrays if n not in known]
+    if missing or unknown:
+        raise ValueError(
+            "The weights are not those of usef-kh's VGGNet, conv1a to conv4b, bn1a to bn4b, lin1 to lin3. "
+            f"Missing: {_named(missing)}; unknown: {_named(unknown)}."
+        )
+    width, num_classes = arrays["conv1a.bias"].size / FILTERS[0], arrays["lin3.bias"].size
+    network = vggnet(num_classes, width=width, crop=crop)
+    height, breadth, channels = network.get_layer("flatten").input.shape[1:]
+    for name, layer in PYTORCH_LAYERS.items():
+        values = []
+        for part, weight in zip(parts[name], network.get_layer(layer).weights, strict=True):
+            value = np.asarray(arrays[f"{name}.{part}"], "float32")
+            shape = tuple(weight.shape)  # Keras has (height, width, in, out) or (in, out)
+            shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+            if value.shape != shape:
+                raise ValueError(
+                    f"{name}.{part} must be {shape} in a network of width {width:g} that sees {crop}×{crop} pixels. "
+                    f"Received: {value.shape}"
+                )
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name}.{part} holds values that are not finite numbers: the training had failed.")
+            if name == "lin1" and part == "weight":
+                value = value.reshape(-1, channels, height, breadth).transpose(0, 2, 3, 1).reshape(shape)
+            values.append(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T)
+        network.get_layer(layer).set_weights(values)
+    return network
+
+
+def _named(names: Sequence[str] | Mapping) -> str:
+    """The first names of many, for an error."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "none"

@@ -51,6 +51,7 @@ PARAMETERS = {
     "l2": float,
     "crop": int,
     "starts_from": str,
+    "checkpoint": str,
     # training
     "optimizer": str,
     "learning_rate": float,
@@ -89,10 +90,10 @@ PARAMETERS = {
 }
 # They say which runs there are, and are resolved away.
 SUITE_ONLY = ("experiments", "overrides", "seeds")
-# They say where things are, not what a run does: changing them changes no result.
-LOCATIONS = ("data", "outputs", "retrain", "checkpoint_seconds", "ferplus_csv", "affectnet", "expw")
 # Of paths, readers are shown the last part.
-PATHS = ("data", "outputs", "ferplus_csv", "affectnet", "expw")
+PATHS = ("data", "outputs", "ferplus_csv", "affectnet", "expw", "checkpoint")
+# They say where things are, not what a run does: changing them changes no result.
+LOCATIONS = (*PATHS, "retrain", "checkpoint_seconds")
 # They say how a trained network is scored: changing them predicts anew and trains nothing.
 EVALUATION = ("tta",)
 

@@ -66,7 +66,7 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     Args:
         params: resolved parameters; those that say where things are, or how to score, do not count.
         fingerprint: of the faces, from `Faces.fingerprint`.
-        ancestors: key of each run that this one starts from or averages, by experiment.
+        ancestors: key of each run (or file) that this one starts from or averages, from `ancestor_keys`.
     """
     params = dict(params)
     if "resampling" in params:
@@ -178,7 +178,7 @@ def save_training(
     """Write what a training leaves, before anything is scored: parameters, rows, history, weights, environment.
 
     Args:
-        ancestors: folders of the runs that this one starts from or averages, by experiment.
+        ancestors: folders of the runs that this one starts from or averages, by experiment, or a file of weights.
     """
     (folder / "environment.json").unlink(missing_ok=True)
     for stale in ("predictions.npz", "metrics.json"):
@@ -213,8 +213,15 @@ def file_hash(path: Path) -> str:
 
 
 def model_hashes(folders: Mapping[str, Path]) -> dict[str, str]:
-    """SHA-256 of the model file of each finished run, by experiment: another one means that it was trained again."""
-    return {name: read_environment(folder)["model_sha256"] for name, folder in folders.items()}
+    """SHA-256 of the model file of each finished run, by experiment: another one means that it was trained again.
+
+    Args:
+        folders: of the runs; a file of weights that no run made stands for itself.
+    """
+    return {
+        name: file_hash(path) if path.is_file() else read_environment(path)["model_sha256"]
+        for name, path in folders.items()
+    }
 
 
 def save_predictions(folder: Path, class_names, sets: Mapping[str, tuple[Faces, np.ndarray]], tta: str = "none"):
@@ -484,7 +491,10 @@ def trained_rows(folders: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ancestor_keys(folders: Mapping[str, Path]) -> dict[str, str]:
-    return {name: read_environment(folder)["key"] for name, folder in folders.items()}
+    """The key of each run, by experiment; of a file of weights that no run made, its SHA-256."""
+    return {
+        name: file_hash(path) if path.is_file() else read_environment(path)["key"] for name, path in folders.items()
+    }
 
 
 def check_ancestors(folder: Path, test: Faces, protocol: str) -> None:

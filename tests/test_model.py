@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from fer_keras import model
+from fer_keras.data import CLASS_NAMES
 
 SMALL = {"width": 1 / 32}
 
@@ -187,7 +188,6 @@ def test_a_run_starts_with_the_weights_of_another():
     ("source", "message"),
     [
         ({"width": 1 / 16}, "starts from tuned, whose layer 'block1a_conv' has other shapes"),
-        ({"channels": 3}, "layer 'block1a_conv'"),
         ({"image_size": (64, 64)}, "layer 'dense1'"),
         ({"num_classes": 8}, "layer 'logits'"),
         ({"crop": 40}, "layer 'crop'"),
@@ -201,6 +201,35 @@ def test_weights_of_another_shape_are_refused_and_nothing_is_copied(source, mess
     with pytest.raises(ValueError, match=message):
         model.copy_weights(model.vggnet(**(SMALL | source)), target, "tuned")
     assert all(np.array_equal(a, b) for a, b in zip(before, target.get_weights(), strict=True))
+
+
+def test_a_run_in_colour_starts_from_grey_and_sees_the_same_in_equal_channels():
+    grey, colour = model.vggnet(**SMALL), model.vggnet(**SMALL, channels=3)
+    images = images_for(grey)
+    assert model.copy_weights(grey, colour, "tuned") == ["The first kernels of tuned are repeated over three channels."]
+    expected = outputs_of(grey, images)
+    # The same sums in another order.
+    np.testing.assert_allclose(outputs_of(colour, np.repeat(images, 3, axis=-1)), expected, atol=1e-5)
+    again = model.vggnet(**SMALL)
+    assert model.copy_weights(colour, again, "rgb") == ["The first kernels of rgb are added up over three channels."]
+    np.testing.assert_allclose(outputs_of(again, images), expected, atol=1e-5)
+
+
+def test_a_run_with_other_classes_starts_by_class_name():
+    names = (*CLASS_NAMES, "contempt")
+    seven, eight = model.vggnet(**SMALL), model.vggnet(**(SMALL | {"num_classes": 8}))
+    images, new = images_for(seven), [w[..., 7].copy() for w in eight.get_layer("logits").get_weights()]
+    said = model.copy_weights(seven, eight, "tuned", CLASS_NAMES, names)
+    assert said == ["The outputs of tuned go by class name; new: contempt."]
+    found, expected = outputs_of(eight, images), outputs_of(seven, images)
+    # Without the new class, the others share the probability as before.
+    np.testing.assert_allclose(found[:, :7] / found[:, :7].sum(axis=1, keepdims=True), expected, atol=1e-6)
+    for kept, initial in zip(eight.get_layer("logits").get_weights(), new, strict=True):
+        np.testing.assert_array_equal(kept[..., 7], initial)
+    order = tuple(reversed(names))
+    other = model.vggnet(**(SMALL | {"num_classes": 8}))
+    model.copy_weights(eight, other, "contempt", names, order)
+    np.testing.assert_allclose(outputs_of(other, images), found[:, ::-1], atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])

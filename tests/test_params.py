@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPERIMENTS = sorted((ROOT / "params").glob("*.yaml"))
 SUITES = sorted((ROOT / "params" / "suites").glob("*.yaml"))
-TRAIN, ENSEMBLE = ROOT / "notebooks" / "train.ipynb", ROOT / "notebooks" / "ensemble.ipynb"
+TRAIN, ENSEMBLE, PYTORCH = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("train", "ensemble", "pytorch"))
 
 
 def stem(path):
@@ -179,7 +179,8 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=stem)
 def test_an_experiment_fits_its_notebook(path):
     content = params.read(path)
-    there = inspect_notebook(str(ENSEMBLE if "members" in content else TRAIN))
+    notebook = ENSEMBLE if "members" in content else PYTORCH if "checkpoint" in content else TRAIN
+    there = inspect_notebook(str(notebook))
     assert content["experiment"] == path.stem
     assert {name: type(value).__name__ for name, value in content.items()} == {
         name: there[name]["inferred_type_name"] for name in content
