@@ -8,6 +8,7 @@ experiments, by the same rule, and then the page that compares them.
 """
 
 import re
+import shlex
 from pathlib import Path
 
 from fer_keras import run
@@ -19,7 +20,7 @@ GIVEN = {name: config[name] for name in ("data", "outputs") if config.get(name)}
 try:
     JOBS = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN, sweep=SWEEP).items()}
     if SWEEP:
-        suites.check(JOBS)
+        suites.check(JOBS.values())
 except (OSError, ValueError) as error:
     raise WorkflowError(str(error)) from None
 # A training that several suites have is made by the first and taken over by the others, which wait for it.
@@ -39,7 +40,7 @@ if SWEEP:
 RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
 # The page that compares the points of a sweep.
 TUNING = (
-    f"papermill notebooks/tuning.ipynb {{notebook}} -p suite {{suite}} -p sweep {SWEEP} -p data {DATA} -p outputs {OUTPUTS}"
+    f"papermill notebooks/tuning.ipynb {{notebook}} -p suite {{suite}} -p sweep {SWEEP} -p data {shlex.quote(DATA)} -p outputs {shlex.quote(OUTPUTS)}"
     " --no-progress-bar && fer-keras render {notebook}"
 )
 

@@ -53,8 +53,9 @@ def vggnet(
         )
     if num_classes < 2 or channels not in (1, 3) or width <= 0 or not 0 <= dropout < 1 or min(l1, l2) < 0:
         raise ValueError(
-            "`num_classes` must be at least 2, `channels` 1 or 3, `width` above 0, `dropout` in [0, 1), `l1` and `l2` ≥ 0. "
-            f"Received: num_classes={num_classes}, channels={channels}, width={width}, dropout={dropout}, l1={l1}, l2={l2}"
+            "`num_classes` must be at least 2, `channels` 1 or 3, `width` above 0, `dropout` in [0, 1), `l1` and "
+            f"`l2` ≥ 0. Received: num_classes={num_classes}, channels={channels}, width={width}, dropout={dropout}, "
+            f"l1={l1}, l2={l2}"
         )
     penalty = regularizers.L1L2(l1, l2) if l1 else regularizers.L2(l2) if l2 else None
 

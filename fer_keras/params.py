@@ -21,9 +21,9 @@ PARAMETERS = {
     # what and where
     "experiment": str,
     "suite": str,
+    "seed": int,
     "sweep": str,
     "point": str,
-    "seed": int,
     "outputs": str,
     "retrain": bool,
     # faces
@@ -61,6 +61,10 @@ PARAMETERS = {
     "tta": str,
     # ensemble
     "members": list,
+    # search
+    "search": str,
+    "trials": int,
+    "hours": float,
     # pages
     "suites": list,
     "ferplus_csv": str,

@@ -67,8 +67,8 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     """Identity of a training: SHA-256 of what its weights depend on.
 
     A parameter that is off (0, false, empty or "none") does not count, so that a new one changes no key of a run that
-    does not use it. The names of suite, sweep and point do not count either, and the protocol is the one in effect: `baseline` and
-    `tuned` are the same under `study` as under `official` (see `adopt`).
+    does not use it. The names of suite, sweep and point do not count either, and the protocol is the one in effect:
+    `baseline` and `tuned` are the same under `study` as under `official` (see `adopt`).
 
     Args:
         params: resolved parameters; those that say where things are, or how to score, do not count.

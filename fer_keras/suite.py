@@ -5,10 +5,11 @@ A sweep varies one experiment of a suite over a grid of parameters; its points a
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -76,15 +77,11 @@ def jobs(
     content = read_suite(suite, folder)
     command_line = {name: params.check(name, value, "the command line") for name, value in command_line.items()}
     varied = read_sweep(sweep, folder, content["experiments"]) if sweep else {}
-    defaults = {notebook: params.notebook_defaults(params.root() / notebook) for notebook in (TRAIN, ENSEMBLE)}
-
-    def resolve(name, given):
-        experiment = _named(folder / f"{name}.yaml", "experiment")
-        notebook = ENSEMBLE if "members" in experiment else TRAIN
-        return notebook, params.resolve(defaults[notebook], experiment, content, {**given, **command_line})
-
+    resolve = resolver(folder, content, command_line)
     resolved = {}
-    for seed in varied.get("seeds") or content.get("seeds") or [defaults[TRAIN]["seed"]]:
+    for seed in (
+        varied.get("seeds") or content.get("seeds") or [params.notebook_defaults(params.root() / TRAIN)["seed"]]
+    ):
         resolved |= {(name, seed): resolve(name, {"seed": seed}) for name in content["experiments"]}
         if sweep:
             resolved |= _points(varied, seed, resolve)
@@ -125,13 +122,25 @@ def read_suite(suite: str, folder: Path) -> dict:
     Raises:
         FileNotFoundError, ParameterError: see `fer_keras.params.read`; also if it has another name or no experiments.
     """
-    content = _named(folder / "suites" / f"{suite}.yaml", "suite")
+    content = read_named(folder / "suites" / f"{suite}.yaml", "suite")
     if not content.get("experiments"):
         raise params.ParameterError(f"{folder}/suites/{suite}.yaml must list its `experiments`.")
     return content
 
 
-def _named(path: Path, kind: str, besides=()) -> dict:
+def resolver(folder: Path, suite: Mapping, command_line: Mapping) -> Callable[[str, Mapping], tuple[str, dict]]:
+    """A function from an experiment's name, and values that win over the files, to its notebook and its parameters."""
+    defaults = {notebook: params.notebook_defaults(params.root() / notebook) for notebook in (TRAIN, ENSEMBLE)}
+
+    def resolve(name, given):
+        experiment = read_named(folder / f"{name}.yaml", "experiment")
+        notebook = ENSEMBLE if "members" in experiment else TRAIN
+        return notebook, params.resolve(defaults[notebook], experiment, suite, {**given, **command_line})
+
+    return resolve
+
+
+def read_named(path: Path, kind: str, besides=()) -> dict:
     """The content of a file of parameters, which must say its own name."""
     content = params.read(path, besides)
     if content.get(kind) != path.stem:
@@ -157,7 +166,7 @@ def read_sweep(sweep: str, folder: str | Path | None = None, experiments=()) -> 
     from sklearn.model_selection import ParameterGrid
 
     path = Path(folder or params.root() / "params") / "sweeps" / f"{sweep}.yaml"
-    content = _named(path, "sweep", besides=("grid",))
+    content = read_named(path, "sweep", besides=("grid",))
     if sweep in (*experiments, *PAGES):
         raise params.ParameterError(
             f"A sweep cannot be called {sweep!r}: the suite has a folder of that name. Rename {path}."
@@ -176,7 +185,8 @@ def read_sweep(sweep: str, folder: str | Path | None = None, experiments=()) -> 
             check_varied(name, known, path, "vary")
             if not isinstance(values, list) or not values:
                 raise params.ParameterError(
-                    f"In the grid of {path}, {name!r} must have a list of values, `{name}: [a, b]`. Received: {values!r}"
+                    f"In the grid of {path}, {name!r} must have a list of values, `{name}: [a, b]`. "
+                    f"Received: {values!r}"
                 )
     checked = [
         {name: [params.check(name, value, f"the grid of {path}") for value in values] for name, values in table.items()}
@@ -205,8 +215,8 @@ def check_varied(name: str, known, path: Path, cannot: str) -> None:
     params.check_name(name, str(path))
     if name not in known:
         raise params.ParameterError(
-            f"{path} cannot {cannot} {name!r}: its runs are of one suite and experiment, trained by {TRAIN} and scored on the same "
-            "faces."
+            f"{path} cannot {cannot} {name!r}: its runs are of one suite and experiment, trained by {TRAIN} and scored "
+            "on the same faces."
         )
 
 
@@ -258,19 +268,17 @@ def _number(value: float) -> str:
     return plain if len(plain) <= 4 or abs(value) >= 1 else f"{exact:e}".replace("+", "").replace(".0e", "e")
 
 
-def check(found: Mapping[tuple[str, int], Job]) -> None:
-    """Check the training parameters of all runs, so that a wrong value stops the first minute, not the last hour.
+def check(jobs: Iterable[Job]) -> None:
+    """Check the training parameters of runs, so that a wrong value stops the first minute, not the last hour.
 
     Raises:
         ParameterError: names the run.
     """
-    from types import SimpleNamespace
-
     from fer_keras import train
 
-    for (name, _), job in found.items():
+    for job in jobs:
         if job.notebook == TRAIN:
             try:
                 train.check(SimpleNamespace(**job.params))
             except ValueError as error:
-                raise params.ParameterError(f"{name}: {error}") from None
+                raise params.ParameterError(f"{job.experiment}: {error}") from None
