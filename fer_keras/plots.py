@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 
 from fer_keras.data import Faces
 
@@ -298,6 +299,7 @@ def validation_curves(groups: Mapping[str, Mapping[str, object]], highlight: Seq
             style = {"color": colours[name], "linewidth": 1.8, "label": name} if name in colours else {"color": "0.75"}
             ax.plot(history["epoch"], 100 * history["val_accuracy"], **({"linewidth": 0.9, "marker": "."} | style))
         ax.set_title(group, fontsize=9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if any(name in colours for name in runs):
             ax.legend(frameon=False, fontsize=7, loc="lower right")
         sns.despine(ax=ax)
@@ -323,10 +325,10 @@ def marginals(table, columns: int = 3):
         values = [f"{value:g}" if isinstance(value, float) else str(value) for value in part["value"]]
         best = part["validation"].to_numpy().argmax()
         colours = [sns.color_palette("colorblind")[0] if at == best else "0.65" for at in range(len(part))]
-        ax.vlines(range(len(part)), 100 * part["validation"].min(), 100 * part["validation"], colors=colours)
         ax.scatter(range(len(part)), 100 * part["validation"], c=colours, zorder=3)
         ax.set_xticks(range(len(part)), values, rotation=45 if max(map(len, values)) > 5 else 0)
         ax.set_xlim(-0.5, len(part) - 0.5)
+        ax.grid(axis="y", linewidth=0.4)
         ax.set_title(parameter, fontsize=9)
         sns.despine(ax=ax)
     figure.supylabel("best top-1 on validation, %", fontsize=9)
@@ -340,8 +342,9 @@ def points_tried(table, ax=None):
         table: from `fer_keras.tuning.by_number_of_points`.
     """
     ax = _axes(ax, 6.5, 3.4)
-    for colour, (name, column) in zip((3, 0), table.items(), strict=True):
-        ax.plot(table.index, 100 * column, marker=".", color=sns.color_palette("colorblind")[colour], label=name)
+    for colour, style, (name, column) in zip((3, 0), ("-", "--"), table.items(), strict=True):
+        ax.plot(table.index, 100 * column, style, marker=".", color=sns.color_palette("colorblind")[colour], label=name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.fill_between(table.index, *(100 * table[name] for name in table), color="0.9", zorder=0)
     ax.set(xlabel="points tried", ylabel="top-1 on the test faces, %")
     ax.legend(frameon=False)

@@ -265,7 +265,7 @@ def _number(value: float) -> str:
     """All digits of a number, as short as they go: 64, 0.25, 1e-3."""
     exact = Decimal(repr(value)).normalize()
     plain = f"{exact:f}"
-    return plain if len(plain) <= 4 or abs(value) >= 1 else f"{exact:e}".replace("+", "").replace(".0e", "e")
+    return plain if len(plain) <= (6 if abs(value) >= 1 else 4) else f"{exact:e}".replace("+", "").replace(".0e", "e")
 
 
 def check(jobs: Iterable[Job]) -> None:
