@@ -151,7 +151,7 @@ def marginals(table: pd.DataFrame) -> pd.DataFrame:
                     "test": part.loc[best, "test"],
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["parameter", "value", "points", "best point", "validation", "test"])
 
 
 def by_number_of_points(table: pd.DataFrame) -> pd.DataFrame:

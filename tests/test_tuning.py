@@ -293,6 +293,8 @@ def test_the_marginals_are_the_best_of_each_value(made):
     }
     assert found.loc[("optimizer", "adam"), "best point"] == "adam-lr0.01"
     assert found.loc[("learning_rate", 0.01), "best point"] == "adam-lr0.01"
+    alone = tuning.points(made[0][:1])
+    assert tuning.varying(alone) == [] and tuning.marginals(alone)["validation"].empty
 
 
 def test_luck_is_none_for_equal_answers_and_the_normal_laws_for_two_points(files, parts, tmp_path):
