@@ -3,18 +3,24 @@
 The graph comes from the params files: a run waits for the one that it starts from, an ensemble for its members, the
 report for all. What reruns is decided by each run's key alone (profiles/default): it changes with the resolved
 parameters, the faces, and the keys of the runs before it, never with a file's date or the code. Several suites also get
-a page that puts them side by side.
+a page that puts them side by side. With `sweep=tuning` the points of params/sweeps/tuning.yaml run in place of a suite's
+experiments, by the same rule, and then the page that compares them.
 """
 
+import re
+import shlex
 from pathlib import Path
 
 from fer_keras import run
 from fer_keras import suite as suites
 
+SWEEP = str(config.get("sweep", ""))
 SUITES = str(config.get("suite", "demo")).split(",")
 GIVEN = {name: config[name] for name in ("data", "outputs") if config.get(name)}
 try:
-    JOBS = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN).items()}
+    JOBS = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN, sweep=SWEEP).items()}
+    if SWEEP:
+        suites.check(JOBS.values())
 except (OSError, ValueError) as error:
     raise WorkflowError(str(error)) from None
 # A training that several suites have is made by the first and taken over by the others, which wait for it.
@@ -28,8 +34,15 @@ REPORTS = [f"{OUTPUTS}/{SUITES[0]}/explore/report.html", *(f"{OUTPUTS}/{name}/re
 WORTH = f"{OUTPUTS}/worth/{'+'.join(SUITES)}"
 if len(SUITES) > 1:
     REPORTS.append(f"{WORTH}/report.html")
+if SWEEP:
+    REPORTS = [f"{OUTPUTS}/{name}/{SWEEP}/report.html" for name in SUITES]
 # As many runs at a time as there are GPUs to share out, each with its part of the cores.
 RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
+# The page that compares the points of a sweep.
+TUNING = (
+    f"papermill notebooks/tuning.ipynb {{notebook}} -p suite {{suite}} -p sweep {SWEEP} -p data {shlex.quote(DATA)} -p outputs {shlex.quote(OUTPUTS)}"
+    " --no-progress-bar && fer-keras render {notebook}"
+)
 
 
 def job(wildcards):
@@ -46,7 +59,7 @@ def before(wildcards):
 
 wildcard_constraints:
     suite="|".join(SUITES),
-    experiment="|".join(sorted({name for _, name, _ in JOBS})),
+    experiment="|".join(sorted({re.escape(name) for _, name, _ in JOBS})),  # of a point, <sweep>/<point>
     seed=r"\d+",
 
 
@@ -116,10 +129,35 @@ rule worth:
         " {params.more} --no-progress-bar && fer-keras render {log:q}"
 
 
+rule tuning:
+    input:
+        lambda w: [f"{job.folder}/metrics.json" for (suite, *_), job in JOBS.items() if suite == w.suite],
+    output:
+        f"{OUTPUTS}/{{suite}}/{{sweep}}/report.html",
+    log:
+        f"{OUTPUTS}/{{suite}}/{{sweep}}/notebook.ipynb",
+    wildcard_constraints:
+        sweep=re.escape(SWEEP) or "(?!)",
+    params:
+        after=lambda w: sorted(job.key for (suite, *_), job in JOBS.items() if suite == w.suite),
+    shell:
+        TUNING.format(suite="{wildcards.suite}", notebook="{log:q}")
+
+
+# A point that fails, e.g. because its training diverged, must not hide what the others found.
+onerror:
+    for name in SUITES if SWEEP else ():
+        if any(Path(job.folder, "metrics.json").exists() for (suite, *_), job in JOBS.items() if suite == name):
+            shell(TUNING.format(suite=name, notebook=f"{OUTPUTS}/{name}/{SWEEP}/notebook.ipynb"))
+
+
 onsuccess:
     print("\nReports of the runs:")
     for job in JOBS.values():
         print(f"  {Path(job.folder, 'report.html').resolve()}")
-    print("The faces, each suite as a whole" + (", and the suites side by side:" if len(SUITES) > 1 else ":"))
+    if SWEEP:
+        print("The points of the sweep side by side:")
+    else:
+        print("The faces, each suite as a whole" + (", and the suites side by side:" if len(SUITES) > 1 else ":"))
     for report in REPORTS:
         print(f"  {Path(report).resolve()}")

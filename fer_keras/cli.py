@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     audit.add_argument("--csv", type=Path, help="where to write the pairs")
     audit.set_defaults(call=_audit)
 
-    status = commands.add_parser("status", help="which runs of a suite are done, stale or not run")
+    status = commands.add_parser("status", help="which runs of a suite or a sweep are done, stale or not run")
     status.add_argument("suite")
+    status.add_argument("--sweep", default="", help="the points of this sweep in place of the suite's experiments")
     status.add_argument("--outputs", default="outputs")
     status.set_defaults(call=_status)
 
@@ -163,7 +164,7 @@ def _status(given):
     from fer_keras.evaluate import percent
     from fer_keras.report import collect
 
-    for result in collect(given.suite, given.outputs):
+    for result in collect(given.suite, given.outputs, sweep=given.sweep):
         line = f"{result.state:8} {result.experiment} seed {result.seed}"
         if result.metrics:
             test = result.metrics["sets"]["test"]

@@ -27,6 +27,7 @@ def vggnet(
     channels: int = 1,
     width: float = 1.0,
     dropout: float = 0.2,
+    l1: float = 0.0,
     l2: float = 0.0,
     crop: int = 0,
 ) -> keras.Model:
@@ -42,7 +43,7 @@ def vggnet(
         channels: 1 for grey, 3 for RGB.
         width: factor on all filters and dense units; 0.25 has 1/16 of the weights.
         dropout: share of dense units dropped in training, 0 ≤ dropout < 1. The paper's code uses 0.2.
-        l2: factor of the L2 penalty on all kernels, 0 for none.
+        l1, l2: factors of the L1 and the L2 penalty on all kernels, 0 for none.
         crop: side of the central square that the network sees, 0 for the whole face. With 40 at 48×48 the shapes are
             the paper's, and training may shift the face by ±4 pixels.
 
@@ -61,12 +62,13 @@ def vggnet(
             "`image_size` (or `crop`, which must fit into it with equal borders) must be at least 16 for four pools. "
             f"Received: image_size={image_size}, crop={crop}"
         )
-    if num_classes < 2 or channels not in (1, 3) or width <= 0 or not 0 <= dropout < 1 or l2 < 0:
+    if num_classes < 2 or channels not in (1, 3) or width <= 0 or not 0 <= dropout < 1 or min(l1, l2) < 0:
         raise ValueError(
-            "`num_classes` must be at least 2, `channels` 1 or 3, `width` above 0, `dropout` in [0, 1) and `l2` ≥ 0. "
-            f"Received: num_classes={num_classes}, channels={channels}, width={width}, dropout={dropout}, l2={l2}"
+            "`num_classes` must be at least 2, `channels` 1 or 3, `width` above 0, `dropout` in [0, 1), `l1` and "
+            f"`l2` ≥ 0. Received: num_classes={num_classes}, channels={channels}, width={width}, dropout={dropout}, "
+            f"l1={l1}, l2={l2}"
         )
-    penalty = regularizers.L2(l2) if l2 else None
+    penalty = regularizers.L1L2(l1, l2) if l1 else regularizers.L2(l2) if l2 else None
 
     def block(x, filters, name):
         x = layers.Conv2D(filters, 3, padding="same", kernel_regularizer=penalty, name=f"{name}_conv")(x)

@@ -8,7 +8,7 @@ import ast
 import contextlib
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +22,8 @@ PARAMETERS = {
     "experiment": str,
     "suite": str,
     "seed": int,
+    "sweep": str,
+    "point": str,
     "outputs": str,
     "retrain": bool,
     # faces
@@ -48,6 +50,7 @@ PARAMETERS = {
     # network
     "width": float,
     "dropout": float,
+    "l1": float,
     "l2": float,
     "crop": int,
     "starts_from": str,
@@ -80,6 +83,10 @@ PARAMETERS = {
     "tta": str,
     # ensemble
     "members": list,
+    # search
+    "search": str,
+    "trials": int,
+    "hours": float,
     # pages
     "suites": list,
     "show_faces": bool,
@@ -90,6 +97,8 @@ PARAMETERS = {
 }
 # They say which runs there are, and are resolved away.
 SUITE_ONLY = ("experiments", "overrides", "seeds")
+# They name the folder of a run, and change nothing in it: equal trainings under other names are one (see `run.adopt`).
+NAMES = ("suite", "sweep", "point")
 # Of paths, readers are shown the last part.
 PATHS = ("data", "outputs", "ferplus_csv", "affectnet", "expw", "checkpoint")
 # They say where things are, not what a run does: changing them changes no result.
@@ -122,11 +131,8 @@ def check(name: str, value, where: str = ""):
     Raises:
         ParameterError: on an unknown name, with the nearest valid one, or a value of another type.
     """
+    check_name(name, where)
     place = f" in {where}" if where else ""
-    if name not in PARAMETERS:
-        near = difflib.get_close_matches(str(name), PARAMETERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(PARAMETERS)}."
-        raise ParameterError(f"There is no parameter {name!r}{place}.{hint}")
     wanted = PARAMETERS[name]
     if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
@@ -136,6 +142,14 @@ def check(name: str, value, where: str = ""):
             f"The parameter {name!r}{place} must be {_describe(wanted)}. Received: {value!r} ({type(value).__name__})"
         )
     return value
+
+
+def check_name(name: str, where: str = "") -> None:
+    """Refuse a name that no parameter has; names the nearest one."""
+    if name not in PARAMETERS:
+        near = difflib.get_close_matches(str(name), PARAMETERS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(PARAMETERS)}."
+        raise ParameterError(f"There is no parameter {name!r}{f' in {where}' if where else ''}.{hint}")
 
 
 def _describe(wanted: type) -> str:
@@ -150,8 +164,11 @@ def _describe(wanted: type) -> str:
     return names[wanted]
 
 
-def read(path: str | Path) -> dict:
+def read(path: str | Path, besides: Sequence[str] = ()) -> dict:
     """Read a YAML file of parameters, checked.
+
+    Args:
+        besides: names that the file may have and that are no parameters; their values are not checked.
 
     Raises:
         FileNotFoundError: if it does not exist; names the files beside it.
@@ -173,7 +190,7 @@ def read(path: str | Path) -> dict:
         raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ParameterError(f"{path} must hold a table of parameters, `name: value`. Received: {content!r}")
-    return {name: check(name, value, str(path)) for name, value in content.items()}
+    return {name: value if name in besides else check(name, value, str(path)) for name, value in content.items()}
 
 
 def resolve(defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, command_line: Mapping = {}) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 
 from fer_keras.data import Faces
 
@@ -290,3 +291,97 @@ def pairs(first: Faces, second: Faces, table, columns: int = 4):
             f"{pair.kind} {pair.similarity:.3f}\n{names[pair.first_label]} | {names[pair.second_label]}", fontsize=8
         )
     return figure
+
+
+def validation_curves(groups: Mapping[str, Mapping[str, object]], highlight: Sequence[str] = (), columns: int = 3):
+    """Accuracy on the validation faces by epoch, one panel for each group, the highlighted runs in colour.
+
+    Args:
+        groups: by group, by run, tables with `epoch` and `val_accuracy`, as from `fer_keras.tuning.curves`.
+        highlight: names of runs, in the order of their colours.
+
+    Returns:
+        The figure.
+    """
+    rows = max(1, -(-len(groups) // columns))
+    wide = min(columns, len(groups))
+    figure, axes = plt.subplots(
+        rows, wide, figsize=(3.6 * wide, 2.8 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    colours = dict(zip(highlight, sns.color_palette("colorblind"), strict=False))
+    for ax in axes.ravel()[len(groups) :]:
+        ax.axis("off")
+    for ax, (group, runs) in zip(axes.ravel(), groups.items(), strict=False):
+        for name, history in sorted(runs.items(), key=lambda item: item[0] in colours):  # colours above the others
+            style = {"color": colours[name], "linewidth": 1.8, "label": name} if name in colours else {"color": "0.75"}
+            ax.plot(history["epoch"], 100 * history["val_accuracy"], **({"linewidth": 0.9, "marker": "."} | style))
+        ax.set_title(group, fontsize=9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if any(name in colours for name in runs):
+            ax.legend(frameon=False, fontsize=7, loc="lower right")
+        sns.despine(ax=ax)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("top-1 on the validation faces, %", fontsize=9)
+    return figure
+
+
+def marginals(table, columns: int = 3):
+    """The best top-1 on the validation faces for each value of each parameter; returns the figure.
+
+    Args:
+        table: from `fer_keras.tuning.marginals`.
+    """
+    parts = dict(list(table.groupby("parameter", sort=False)))
+    rows, wide = max(1, -(-len(parts) // columns)), min(columns, max(1, len(parts)))
+    figure, axes = plt.subplots(
+        rows, wide, figsize=(3.6 * wide, 2.6 * rows), layout="constrained", sharey=True, squeeze=False
+    )
+    for ax in axes.ravel()[len(parts) :]:
+        ax.axis("off")
+    for ax, (parameter, part) in zip(axes.ravel(), parts.items(), strict=False):
+        values = [f"{value:g}" if isinstance(value, float) else str(value) for value in part["value"]]
+        best = part["validation"].to_numpy().argmax()
+        colours = [sns.color_palette("colorblind")[0] if at == best else "0.65" for at in range(len(part))]
+        ax.scatter(range(len(part)), 100 * part["validation"], c=colours, zorder=3)
+        ax.set_xticks(range(len(part)), values, rotation=45 if max(map(len, values)) > 5 else 0)
+        ax.set_xlim(-0.5, len(part) - 0.5)
+        ax.grid(axis="y", linewidth=0.4)
+        ax.set_title(parameter, fontsize=9)
+        sns.despine(ax=ax)
+    figure.supylabel("best top-1 on validation, %", fontsize=9)
+    return figure
+
+
+def points_tried(table, ax=None):
+    """What a choice by test reports and what a choice by validation gives, against the number of points tried.
+
+    Args:
+        table: from `fer_keras.tuning.by_number_of_points`.
+    """
+    ax = _axes(ax, 6.5, 3.4)
+    for colour, style, (name, column) in zip((3, 0), ("-", "--"), table.items(), strict=True):
+        ax.plot(table.index, 100 * column, style, marker=".", color=sns.color_palette("colorblind")[colour], label=name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.fill_between(table.index, *(100 * table[name] for name in table), color="0.9", zorder=0)
+    ax.set(xlabel="points tried", ylabel="top-1 on the test faces, %")
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return ax
+
+
+def trials(table, ax=None):
+    """Trials of a search in their order: complete ones by their validation top-1, pruned ones by their last one.
+
+    Args:
+        table: from `fer_keras.search.trials`, with `state` and `validation` (0–1).
+    """
+    ax = _axes(ax, 7.5, 3.4)
+    for state, marker, colour in (("complete", "o", sns.color_palette("colorblind")[0]), ("pruned", "x", "0.6")):
+        part = table[table["state"] == state]
+        ax.scatter(part.index, 100 * part["validation"], marker=marker, color=colour, label=state, zorder=3)
+    done = table[table["state"] == "complete"]["validation"]
+    ax.step(done.index, 100 * done.cummax(), where="post", color="0.3", linewidth=1, label="best so far")
+    ax.set(xlabel="trial", ylabel="top-1 on the validation faces, %")
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return ax

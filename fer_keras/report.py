@@ -41,24 +41,29 @@ class Result:
 
 
 def collect(
-    suite: str, outputs: str | Path = "outputs", folder: str | Path | None = None, fingerprint: str | None = None
+    suite: str,
+    outputs: str | Path = "outputs",
+    folder: str | Path | None = None,
+    fingerprint: str | None = None,
+    sweep: str = "",
 ) -> list[Result]:
-    """The runs of a suite, in the suite's order, each with its state (see `fer_keras.run.state`).
+    """The runs of a suite or of a sweep, in its order, each with its state (see `fer_keras.run.state`).
 
     Args:
         suite: name of a file in `params/suites/`.
         outputs: where the run folders are.
         folder: where the parameters are; the project's `params/` by default.
         fingerprint: of the faces that the suite should have; by default each run is believed to have the right ones.
+        sweep: name of a file in `params/sweeps/`: its points, and what they start from (see `fer_keras.suite.jobs`).
 
     Raises:
-        FileNotFoundError: if there is no such suite.
+        FileNotFoundError: if there is no such suite or sweep.
     """
     graphs: dict[str, Mapping] = {}
 
     def graph(faces):
         if faces not in graphs:
-            graphs[faces] = suites.jobs(suite, {"outputs": str(outputs)}, folder, faces)
+            graphs[faces] = suites.jobs(suite, {"outputs": str(outputs)}, folder, faces, sweep)
         return graphs[faces]
 
     results = []

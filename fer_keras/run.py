@@ -1,5 +1,7 @@
 """A run's folder: `outputs/<suite>/<experiment>/seed-<k>/`, written so that a reader never sees half a file.
 
+A point of a sweep has its folder one level deeper, `outputs/<suite>/<sweep>/<point>/seed-<k>/`.
+
 `environment.json` is written last and removed first: a folder without it holds no finished run. Its `key` is made from
 the resolved parameters, the data's fingerprint and the keys of the runs that this one starts from, so equal keys mean
 equal results, and a file's date means nothing.
@@ -26,7 +28,7 @@ import yaml
 
 from fer_keras.data import Faces, concatenate
 from fer_keras.duplicates import CLEAN_SHA256, THRESHOLD
-from fer_keras.params import EVALUATION, LOCATIONS, root
+from fer_keras.params import EVALUATION, LOCATIONS, NAMES, root
 from fer_keras.split import effective_protocol
 
 # The code from data to trained weights: when it has changed since a run, the run is stale.
@@ -44,24 +46,33 @@ class RunError(ValueError):
     """A run that another one needs is missing, unfinished or does not fit."""
 
 
-def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "outputs") -> Path:
+def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "outputs", sweep: str = "") -> Path:
     """The folder of a run; `outputs` is looked for in the project's folder.
+
+    Args:
+        experiment: its name; of a point of a sweep, the point's.
+        sweep: the sweep that a point belongs to.
 
     Raises:
         ValueError: if a name could lead out of `outputs`.
     """
-    for name, value in (("suite", suite), ("experiment", experiment)):
+    for name, value in (("suite", suite), ("experiment", experiment), *([("sweep", sweep)] if sweep else [])):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise ValueError(f"`{name}` must be a plain name of letters, digits, dots, dashes. Received: {value!r}")
-    return root() / Path(outputs).expanduser() / suite / experiment / f"seed-{seed}"
+    return root() / Path(outputs).expanduser() / suite / sweep / experiment / f"seed-{seed}"
+
+
+def beside(folder: Path, experiment: str) -> Path:
+    """The folder of another experiment of the same suite and seed as the run in `folder`."""
+    return folder.parents[2 if read_params(folder).get("sweep") else 1] / experiment / folder.name
 
 
 def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> str:
     """Identity of a training: SHA-256 of what its weights depend on.
 
     A parameter that is off (0, false, empty, "none" or `USUAL`) does not count, so that a new one changes no key of a
-    run that does not use it. The suite's name does not count either, and the protocol is the one in effect: `baseline`
-    and `tuned` are the same under `study` as under `official` (see `adopt`).
+    run that does not use it. The names of suite, sweep and point do not count either, and the protocol is the one in
+    effect: `baseline` and `tuned` are the same under `study` as under `official` (see `adopt`).
 
     Args:
         params: resolved parameters; those that say where things are, or how to score, do not count.
@@ -77,7 +88,7 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     counted = {
         name: value
         for name, value in sorted(params.items())
-        if name not in ("suite", *LOCATIONS, *EVALUATION) and value and value not in ("none", USUAL.get(name))
+        if name not in (*NAMES, *LOCATIONS, *EVALUATION) and value and value not in ("none", USUAL.get(name))
     }
     text = json.dumps([counted, fingerprint, dict(sorted(ancestors.items()))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -381,12 +392,13 @@ def is_trained(folder: Path, key: str) -> bool:
 
 
 def adopt(folder: Path, params: Mapping, key: str) -> Path | None:
-    """Copy the training with this key from another suite's folder, if one was made by the code as it is now.
+    """Copy the training with this key from another suite's or sweep's folder, if the code as it is now made one.
 
     Returns:
         The folder that it came from, None if there is none.
     """
-    for other in sorted(folder.parent.parent.parent.glob(f"*/{folder.parent.name}/{folder.name}")):
+    outputs = folder.parents[3 if params.get("sweep") else 2]
+    for other in sorted([*outputs.glob(f"*/*/{folder.name}"), *outputs.glob(f"*/*/*/{folder.name}")]):
         found = read_environment(other)
         if other != folder and is_trained(other, key) and found["source_hash"] == LOADED_CODE:
             (folder / "environment.json").unlink(missing_ok=True)
@@ -419,7 +431,7 @@ def state(folder: Path, key: str | None = None) -> str:
     if found["source_hash"] != source_hash():
         return "stale"
     for name, model in found.get("ancestors", {}).items():
-        where = folder.parent.parent / name / folder.name
+        where = beside(folder, name)
         ancestor = read_environment(where)
         if ancestor and (ancestor["model_sha256"] != model or state(where) == "stale"):
             return "stale"
@@ -465,7 +477,7 @@ def lineage(folder: Path) -> list[Path]:
     names = [params["starts_from"]] if params.get("starts_from") else params.get("members", [])
     found = [folder]
     for name in names:
-        found += lineage(folder.parent.parent / name / folder.name)
+        found += lineage(beside(folder, name))
     return found
 
 
@@ -477,7 +489,7 @@ def trainings(folder: Path) -> list[Path]:
 def members(folder: Path) -> list[Path]:
     """The folders of the runs that an ensemble averages; of another run, itself."""
     names = read_params(folder).get("members", [])
-    return [folder.parent.parent / name / folder.name for name in names] or [folder]
+    return [beside(folder, name) for name in names] or [folder]
 
 
 def trained_rows(folders: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

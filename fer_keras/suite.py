@@ -1,9 +1,15 @@
-"""A suite: experiments over one data set and protocol, as a graph of runs that Snakemake executes."""
+"""A suite: experiments over one data set and protocol, as a graph of runs that Snakemake executes.
+
+A sweep varies one experiment of a suite over a grid of parameters; its points are runs of the same graph.
+"""
 
 import base64
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -11,11 +17,23 @@ from fer_keras import params, run
 
 # The notebook that runs an experiment, told by the parameters that only one of them has.
 TRAIN, ENSEMBLE = "notebooks/train.ipynb", "notebooks/ensemble.ipynb"
+# A grid does not vary them: they say which run it is and where, or give it other faces to be scored on.
+NOT_VARIED = ("experiment", *params.NAMES, "seed", *params.LOCATIONS, "drawn_faces", "protocol", *params.SUITE_ONLY)
+# In a point's name: first these, then the others in the order of `params.PARAMETERS`.
+FIRST_IN_NAME = ("optimizer", "learning_rate")
+# In a point's name these values speak for themselves, and these parameters are known by a shorter name.
+BARE_IN_NAME = ("optimizer", "schedule", "monitor", "precision")
+SHORT_IN_NAME = {"learning_rate": "lr", "batch_size": "batch"}
+# Folders of a suite that are not experiments.
+PAGES = ("explore", "report")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a suite: its resolved parameters, notebook, folder, the runs it needs, and its key."""
+    """One run of a suite: its resolved parameters, notebook, folder, the runs it needs, and its key.
+
+    `experiment` is its place in the suite's folder: the experiment's name, or `<sweep>/<point>`.
+    """
 
     experiment: str
     seed: int
@@ -32,44 +50,41 @@ class Job:
 
 
 def jobs(
-    suite: str, command_line: Mapping = {}, folder: str | Path | None = None, fingerprint: str | None = None
+    suite: str,
+    command_line: Mapping = {},
+    folder: str | Path | None = None,
+    fingerprint: str | None = None,
+    sweep: str = "",
 ) -> dict[tuple[str, int], Job]:
     """The runs of a suite, in an order in which each comes after those it needs.
 
     Args:
         suite: name of a file in `params/suites/`.
         command_line: parameters that win over the files, e.g. `data`.
-        folder: where the experiments' files and `suites/` are; the project's `params/` by default.
+        folder: where the experiments' files, `suites/` and `sweeps/` are; the project's `params/` by default.
         fingerprint: of the faces; read from the suite's data by default.
+        sweep: name of a file in `params/sweeps/`: its points, and the runs of the suite that they need, in place of the
+            suite's experiments.
 
     Returns:
-        Jobs by (experiment, seed).
+        Jobs by (experiment, seed); a point of a sweep goes by `<sweep>/<point>`.
 
     Raises:
         FileNotFoundError, ParameterError: if a file or a parameter is wrong.
         ValueError: if an experiment needs one that the suite does not have, or itself.
     """
     folder = Path(folder or params.root() / "params")
-    content = params.read(folder / "suites" / f"{suite}.yaml")
-    if content.get("suite") != suite:
-        raise params.ParameterError(
-            f"{folder}/suites/{suite}.yaml must say `suite: {suite}`. Received: {content.get('suite')!r}"
-        )
-    if not content.get("experiments"):
-        raise params.ParameterError(f"{folder}/suites/{suite}.yaml must list its `experiments`.")
+    content = read_suite(suite, folder)
     command_line = {name: params.check(name, value, "the command line") for name, value in command_line.items()}
-    defaults = {notebook: params.notebook_defaults(params.root() / notebook) for notebook in (TRAIN, ENSEMBLE)}
+    varied = read_sweep(sweep, folder, content["experiments"]) if sweep else {}
+    resolve = resolver(folder, content, command_line)
     resolved = {}
-    for seed in content.get("seeds") or [defaults[TRAIN]["seed"]]:
-        for name in content["experiments"]:
-            experiment = params.read(folder / f"{name}.yaml")
-            if experiment.get("experiment") != name:
-                raise params.ParameterError(
-                    f"{folder}/{name}.yaml must say `experiment: {name}`. Received: {experiment.get('experiment')!r}"
-                )
-            notebook = ENSEMBLE if "members" in experiment else TRAIN
-            one = params.resolve(defaults[notebook], experiment, content, {"seed": seed, **command_line})
-            resolved[name, seed] = (notebook, one)
+    for seed in (
+        varied.get("seeds") or content.get("seeds") or [params.notebook_defaults(params.root() / TRAIN)["seed"]]
+    ):
+        resolved |= {(name, seed): resolve(name, {"seed": seed}) for name in content["experiments"]}
+        if sweep:
+            resolved |= _points(varied, seed, resolve)
     if fingerprint is None:
         from fer_keras.source import fingerprint_of
 
@@ -91,9 +106,179 @@ def jobs(
         for other in needs:
             add(other, seed, (*needed_by, name))
         key = run.key_of(one, fingerprint, {other: found[other, seed].key for other in needs})
-        where = run.folder_of(one["suite"], name, seed, one["outputs"])
+        place = one.get("point") or name
+        where = run.folder_of(one["suite"], place, seed, one["outputs"], one.get("sweep", ""))
         found[name, seed] = Job(name, seed, one, notebook, where, needs, key)
 
     for name, seed in resolved:
-        add(name, seed)
+        if not sweep or "/" in name:
+            add(name, seed)
     return found
+
+
+def read_suite(suite: str, folder: Path) -> dict:
+    """The content of a suite's file, checked.
+
+    Raises:
+        FileNotFoundError, ParameterError: see `fer_keras.params.read`; also if it has another name or no experiments.
+    """
+    content = read_named(folder / "suites" / f"{suite}.yaml", "suite")
+    if not content.get("experiments"):
+        raise params.ParameterError(f"{folder}/suites/{suite}.yaml must list its `experiments`.")
+    return content
+
+
+def resolver(folder: Path, suite: Mapping, command_line: Mapping) -> Callable[[str, Mapping], tuple[str, dict]]:
+    """A function from an experiment's name, and values that win over the files, to its notebook and its parameters."""
+    defaults = {notebook: params.notebook_defaults(params.root() / notebook) for notebook in (TRAIN, ENSEMBLE)}
+
+    def resolve(name, given):
+        experiment = read_named(folder / f"{name}.yaml", "experiment")
+        notebook = ENSEMBLE if "members" in experiment else TRAIN
+        return notebook, params.resolve(defaults[notebook], experiment, suite, {**given, **command_line})
+
+    return resolve
+
+
+def read_named(path: Path, kind: str, besides=()) -> dict:
+    """The content of a file of parameters, which must say its own name."""
+    content = params.read(path, besides)
+    if content.get(kind) != path.stem:
+        raise params.ParameterError(f"{path} must say `{kind}: {path.stem}`. Received: {content.get(kind)!r}")
+    return content
+
+
+# --- Sweeps ---------------------------------------------------------------------------------------------------------
+
+
+def read_sweep(sweep: str, folder: str | Path | None = None, experiments=()) -> dict:
+    """The content of a sweep's file, checked, with `grid` as a list of points in place of tables.
+
+    Args:
+        sweep: name of a file in `params/sweeps/`: `sweep`, its name; `experiment`, what is varied; `grid`, a table of
+            parameters and lists of values, or a list of such tables; `seeds`; and parameters that all points share.
+        folder: where `sweeps/` is; the project's `params/` by default.
+        experiments: those of the suite, whose names a sweep cannot have.
+
+    Raises:
+        FileNotFoundError, ParameterError: if there is no such file, or it cannot be a sweep.
+    """
+    from sklearn.model_selection import ParameterGrid
+
+    path = Path(folder or params.root() / "params") / "sweeps" / f"{sweep}.yaml"
+    content = read_named(path, "sweep", besides=("grid",))
+    if sweep in (*experiments, *PAGES):
+        raise params.ParameterError(
+            f"A sweep cannot be called {sweep!r}: the suite has a folder of that name. Rename {path}."
+        )
+    check_shared(content, path, ("sweep", "experiment", "seeds", "grid"))
+    known = trainable()
+    grid = content.get("grid")
+    tables = grid if isinstance(grid, list) else [grid]
+    if not tables or not all(isinstance(table, dict) and table for table in tables):
+        raise params.ParameterError(
+            f"{path} must have a `grid`: a table of parameters and lists of values, or a list of such tables. "
+            f"Received: {grid!r}"
+        )
+    for table in tables:
+        for name, values in table.items():
+            check_varied(name, known, path, "vary")
+            if not isinstance(values, list) or not values:
+                raise params.ParameterError(
+                    f"In the grid of {path}, {name!r} must have a list of values, `{name}: [a, b]`. "
+                    f"Received: {values!r}"
+                )
+    checked = [
+        {name: [params.check(name, value, f"the grid of {path}") for value in values] for name, values in table.items()}
+        for table in tables
+    ]
+    return content | {"grid": list(ParameterGrid(checked))}
+
+
+def check_shared(content: Mapping, path: Path, besides) -> None:
+    """Refuse a file of a sweep or a search without an experiment, or with parameters that its runs cannot share."""
+    if not content.get("experiment"):
+        raise params.ParameterError(f"{path} must say which `experiment` it varies, e.g. `experiment: tuned`.")
+    known = trainable()
+    for name in content:
+        if name not in besides:
+            check_varied(name, known, path, "set")
+
+
+def trainable() -> list[str]:
+    """The parameters that runs of one sweep may differ in."""
+    return [name for name in params.notebook_defaults(params.root() / TRAIN) if name not in NOT_VARIED]
+
+
+def check_varied(name: str, known, path: Path, cannot: str) -> None:
+    """Refuse a parameter that is not `known`, in a file that wants to do with it what it `cannot`."""
+    params.check_name(name, str(path))
+    if name not in known:
+        raise params.ParameterError(
+            f"{path} cannot {cannot} {name!r}: its runs are of one suite and experiment, trained by {TRAIN} and scored "
+            "on the same faces."
+        )
+
+
+def _points(sweep: Mapping, seed: int, resolve) -> dict:
+    """Resolve the points of a sweep; of equal ones the first stays."""
+    shared = {name: v for name, v in sweep.items() if name not in ("experiment", "seeds", "grid")}
+    resolved, seen = {}, {}
+    for values in sweep["grid"]:
+        point = point_name(values)
+        given = {"seed": seed, **shared, **values, "point": point}
+        notebook, one = resolve(sweep["experiment"], given)
+        if notebook != TRAIN:
+            raise params.ParameterError(
+                f"The sweep {sweep['sweep']!r} varies {sweep['experiment']!r}, which does not train."
+            )
+        same = [value for name, value in sorted(one.items()) if name != "point"]
+        if same in seen.values():
+            continue
+        if point in seen:
+            raise params.ParameterError(f"Two points of the sweep {sweep['sweep']!r} are called {point!r}.")
+        seen[point] = same
+        resolved[f"{sweep['sweep']}/{point}", seed] = (notebook, one)
+    return resolved
+
+
+def point_name(values: Mapping) -> str:
+    """A short name for a point of a grid, made of nothing but its own values: `adam-lr1e-3-l2-5e-4-cosine`.
+
+    It stays the same when the grid grows, and two points of a grid have different ones.
+    """
+    order = [*FIRST_IN_NAME, *(name for name in params.PARAMETERS if name not in FIRST_IN_NAME)]
+    return "-".join(_part(name, values[name]) for name in order if name in values)
+
+
+def _part(name: str, value) -> str:
+    short = SHORT_IN_NAME.get(name, name)
+    if isinstance(value, bool):
+        return short if value else f"no-{short}"
+    if isinstance(value, str):
+        value = re.sub(r"[^A-Za-z0-9._]", "_", value) or "none"
+        return value if name in BARE_IN_NAME else f"{short}-{value}"
+    return f"{short}{'-' if short[-1].isdigit() else ''}{_number(value)}"
+
+
+def _number(value: float) -> str:
+    """All digits of a number, as short as they go: 64, 0.25, 1e-3."""
+    exact = Decimal(repr(value)).normalize()
+    plain = f"{exact:f}"
+    return plain if len(plain) <= (6 if abs(value) >= 1 else 4) else f"{exact:e}".replace("+", "").replace(".0e", "e")
+
+
+def check(jobs: Iterable[Job]) -> None:
+    """Check the training parameters of runs, so that a wrong value stops the first minute, not the last hour.
+
+    Raises:
+        ParameterError: names the run.
+    """
+    from fer_keras import train
+
+    for job in jobs:
+        if job.notebook == TRAIN:
+            try:
+                train.check(SimpleNamespace(**job.params))
+            except ValueError as error:
+                raise params.ParameterError(f"{job.experiment}: {error}") from None

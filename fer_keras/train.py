@@ -10,6 +10,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,6 +302,7 @@ def fit(
     checkpoint_seconds: float = 60,
     key: str = "",
     device_bytes: int = 2**31,
+    extra_callbacks: Sequence[callbacks.Callback] = (),
 ) -> pd.DataFrame:
     """Train `model` in place, and leave it with the weights of its best epoch on the validation faces.
 
@@ -325,6 +327,8 @@ def fit(
         checkpoint_seconds: least time between two checkpoints.
         key: identity of the run; a checkpoint with another one is not resumed.
         device_bytes: largest set of faces to hold in the device's memory; a larger one streams from the host's.
+        extra_callbacks: Keras callbacks, called after the checkpoint of an epoch is written; a resumed training calls
+            them for the epochs that it trains.
 
     Returns:
         One row an epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy, and learning_rate with "plateau".
@@ -386,7 +390,7 @@ def fit(
         epochs=epochs,
         shuffle=False,  # of whole batches, by Python's random state, which a resumed process does not have
         verbose=0,
-        callbacks=[order, *remembering, *([saver] if saver else []), bar],
+        callbacks=[order, *remembering, *([saver] if saver else []), *extra_callbacks, bar],
     )
     if saver:
         return pd.DataFrame(saver.history)

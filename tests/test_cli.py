@@ -77,6 +77,7 @@ def test_show_counts_the_faces_of_a_file(write_csv, row, capsys):
         (["data", "show", "nothing.csv"], "There is no file or folder nothing.csv"),
         (["render", "nothing.ipynb"], "There is no notebook nothing.ipynb"),
         (["status", "ofisial"], "Did you mean 'official'?"),
+        (["status", "demo", "--sweep", "dmo"], "sweeps/dmo.yaml. Did you mean 'demo'?"),
         (["publish", "demo", "--outputs", "nowhere"], "No run of the suite 'demo' is finished in nowhere"),
         (["tables", "nothing.md"], "nothing.md"),
     ],
@@ -93,6 +94,13 @@ def test_status_names_every_run_of_the_suite(monkeypatch, capsys, tmp_path):
     assert main(["status", "demo", "--outputs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7 and all(line.startswith("not run") for line in lines)
+
+
+def test_status_names_every_point_of_a_sweep(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert main(["status", "demo", "--sweep", "demo", "--outputs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(line.startswith("not run  demo/") for line in lines)
 
 
 def test_the_readmes_tables_agree_with_the_published_runs(monkeypatch):

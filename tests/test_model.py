@@ -99,6 +99,15 @@ def test_the_arguments_reach_the_layers():
     assert model.vggnet(**SMALL).losses == []
 
 
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+def test_the_l1_penalty_is_on_all_kernels_and_adds_to_l2(l2):
+    network = model.vggnet(**SMALL, l1=1e-4, l2=l2)
+    kernels = [keras.ops.convert_to_numpy(v) for v in network.trainable_variables if v.name == "kernel"]
+    penalty = sum(1e-4 * np.abs(kernel).sum() + l2 * np.square(kernel).sum() for kernel in kernels)
+    np.testing.assert_allclose(float(sum(network.losses)), penalty, rtol=1e-5)
+    assert type(model.vggnet(**SMALL, l2=1e-3).get_layer("dense1").kernel_regularizer) is keras.regularizers.L2
+
+
 def test_the_model_rescales_by_itself():
     network = model.vggnet(**SMALL)
     images = images_for(network)
@@ -117,6 +126,7 @@ def test_the_model_rescales_by_itself():
         ({"width": 0}, "`width` above 0"),
         ({"dropout": 1.0}, "`dropout` in"),
         ({"l2": -1e-4}, "`l2` ≥ 0"),
+        ({"l1": -1e-4}, "`l1` and `l2` ≥ 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused(given, message):

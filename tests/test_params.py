@@ -18,6 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPERIMENTS = sorted((ROOT / "params").glob("*.yaml"))
 SUITES = sorted((ROOT / "params" / "suites").glob("*.yaml"))
 TRAIN, ENSEMBLE, PYTORCH = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("train", "ensemble", "pytorch"))
+SWEEPS, SEARCHES = (sorted((ROOT / "params" / name).glob("*.yaml")) for name in ("sweeps", "searches"))
 
 
 def stem(path):
@@ -200,7 +201,27 @@ def test_a_suite_fits_the_notebooks_and_the_experiments(path):
         params.resolve(params.notebook_defaults(TRAIN), params.read(ROOT / "params" / f"{name}.yaml"), content)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS + SUITES, ids=stem)
+@pytest.mark.parametrize("path", SWEEPS + SEARCHES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_sweep_or_search_fits_the_notebook_and_varies_an_experiment(path):
+    varied = {"sweeps": "grid", "searches": "space"}[path.parent.name]
+    content = params.read(path, besides=(varied, "pruner"))
+    there = inspect_notebook(str(TRAIN)) | inspect_notebook(str(ROOT / "notebooks" / "search.ipynb"))
+    there |= inspect_notebook(str(ROOT / "notebooks" / "tuning.ipynb"))
+    assert content[path.parent.name.removesuffix("es" if varied == "space" else "s")] == path.stem
+    assert content["experiment"] in {experiment.stem for experiment in EXPERIMENTS}
+    tables = content.pop(varied)
+    for table in tables if isinstance(tables, list) else [tables]:
+        for name, values in table.items():
+            given = values if varied == "grid" else values.get("choices") or [values["low"], values["high"]]
+            types = {type(params.check(name, value)).__name__ for value in given}
+            assert types == {there[name]["inferred_type_name"]}
+    content.pop("pruner", "")
+    assert {name: type(value).__name__ for name, value in content.items()} == {
+        name: there[name]["inferred_type_name"] for name in content
+    }
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS + SUITES + SWEEPS + SEARCHES, ids=stem)
 def test_a_file_opens_with_its_name_cost_and_expectation(path):
     text = path.read_text(encoding="utf-8")
     assert text.startswith(f"# {path.stem} – ") and "# Costs" in text and "# Expect" in text

@@ -180,3 +180,52 @@ def test_pairs_stand_side_by_side_with_their_labels(faces):
 def test_a_plot_draws_where_it_is_told(faces, draw):
     _, ax = plt.subplots()
     assert draw(faces, ax) is ax and len(plt.get_fignums()) == 1
+
+
+def curve(*accuracies):
+    return pd.DataFrame({"epoch": range(1, len(accuracies) + 1), "val_accuracy": accuracies})
+
+
+def test_validation_curves_have_a_panel_a_group_and_colour_what_is_highlighted():
+    groups = {"adam": {"a": curve(0.1, 0.3), "b": curve(0.2, 0.4)}, "sgd": {"c": curve(0.1)}}
+    figure = plots.validation_curves(groups, ["b"])
+    first, second = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["adam", "sgd"]
+    assert texts(first.get_legend().get_texts()) == ["b"] and second.get_legend() is None
+    assert [line.get_ydata().tolist() for line in first.lines] == [[10, 30], [20, 40]], "the coloured one is on top"
+    assert first.get_ylim() == second.get_ylim()
+    assert len([ax for ax in plots.validation_curves({name: {} for name in "abcd"}).axes if ax.get_title()]) == 4
+
+
+def test_marginals_show_each_value_and_mark_the_best():
+    rows = [("optimizer", "adam", 0.5), ("optimizer", "sgd", 0.6), ("l2", 0.0, 0.6), ("l2", 5e-4, 0.2)]
+    figure = plots.marginals(pd.DataFrame(rows, columns=["parameter", "value", "validation"]))
+    shown = [ax for ax in figure.axes if ax.get_title()]
+    assert [(ax.get_title(), texts(ax.get_xticklabels())) for ax in shown] == [
+        ("optimizer", ["adam", "sgd"]),
+        ("l2", ["0", "0.0005"]),
+    ]
+    dots = shown[0].collections[0]
+    assert dots.get_offsets()[:, 1].tolist() == [50, 60]
+    colours = dots.get_facecolors().tolist()
+    assert colours[0] == shown[1].collections[0].get_facecolors().tolist()[1] != colours[1]
+
+
+def test_points_tried_draws_both_choices():
+    table = pd.DataFrame({"chosen by test": [0.5, 0.7], "chosen by validation": [0.5, 0.6]}, index=[1, 2])
+    ax = plots.points_tried(table)
+    assert {line.get_label(): line.get_ydata().tolist() for line in ax.lines} == {
+        "chosen by test": [50, 70],
+        "chosen by validation": [50, 60],
+    }
+
+
+def test_trials_tell_pruned_ones_apart_and_the_best_so_far_is_of_complete_ones():
+    table = pd.DataFrame(
+        {"state": ["complete", "pruned", "failed", "complete"], "validation": [0.3, 0.9, np.nan, 0.2]},
+        index=[0, 1, 2, 4],
+    )
+    ax = plots.trials(table)
+    complete, pruned = (dots.get_offsets().tolist() for dots in ax.collections)
+    assert complete == [[0, 30], [4, 20]] and pruned == [[1, 90]]
+    assert ax.lines[0].get_ydata().tolist() == [30, 30]

@@ -11,7 +11,7 @@ import pytest
 
 from fer_keras import data, evaluate, model, resample, roles, run, split
 from fer_keras.data import CLASS_NAMES
-from fer_keras.params import EVALUATION, LOCATIONS, PARAMETERS
+from fer_keras.params import EVALUATION, LOCATIONS, NAMES, PARAMETERS
 
 PARAMS = {
     "experiment": "tuned",
@@ -60,7 +60,7 @@ def assert_same_faces(found, expected):
 def test_the_key_changes_with_every_parameter_that_changes_weights(name):
     values = {"protocol": ("official", "clean"), "resampling": ("ros", "smote")}.get(name, ("one", "two"))
     keys = {run.key_of(PARAMS | {"protocol": "study", name: value}, "f", {}) for value in values}
-    assert len(keys) == (1 if name in ("suite", *LOCATIONS, *EVALUATION) else 2)
+    assert len(keys) == (1 if name in (*NAMES, *LOCATIONS, *EVALUATION) else 2)
 
 
 def test_without_resampling_the_study_and_the_official_split_are_one_training():
@@ -84,6 +84,34 @@ def test_a_training_of_another_suite_is_adopted_if_it_is_the_same(faces, tmp_pat
     assert not (here / "predictions.npz").exists()
     monkeypatch.setattr(run, "LOADED_CODE", "newer")
     assert run.adopt(run.folder_of("third", "tuned", 0, tmp_path), params, "key of tuned") is None
+
+
+def test_a_point_and_the_suites_own_run_take_over_from_each_other(faces, tmp_path):
+    there = finish(tmp_path, "tuned", {"test": faces})
+    here = run.folder_of("s", "adam-lr1e-3", 0, tmp_path, "tuning")
+    assert here == tmp_path / "s" / "tuning" / "adam-lr1e-3" / "seed-0"
+    point = PARAMS | {"sweep": "tuning", "point": "adam-lr1e-3"}
+    assert run.adopt(here, point, "key of tuned") == there
+    assert run.is_trained(here, "key of tuned") and run.read_params(here)["point"] == "adam-lr1e-3"
+    other = run.folder_of("another", "tuned", 0, tmp_path)
+    shutil.rmtree(there)
+    assert run.adopt(other, PARAMS | {"suite": "another"}, "key of tuned") == here
+    assert run.adopt(run.folder_of("s", "b", 0, tmp_path, "second"), point | {"sweep": "second"}, "key of tuned")
+
+
+def test_a_point_starts_from_a_run_of_its_suite(faces, tmp_path):
+    tuned = finish(tmp_path, "tuned", {"test": faces})
+    given = PARAMS | {"experiment": "balanced-ros", "starts_from": "tuned", "sweep": "w", "point": "p"}
+    point = run.folder_of("s", "p", 0, tmp_path, "w")
+    history = pd.DataFrame({"epoch": [1], "loss": [0.5]})
+    run.save_training(point, given, "key of p", {"test": faces}, history, Weights(), 1.0, {"tuned": tuned})
+    assert run.lineage(point) == [point, tuned] and run.trainings(point) == [point, tuned]
+    for folder in (tuned, point):
+        run.write_json(folder / "metrics.json", {})
+    assert run.state(point, "key of p") == "done"
+    found = run.read_environment(tuned)
+    run.write_json(tuned / "environment.json", found | {"model_sha256": "trained again"})
+    assert run.state(point, "key of p") == "stale"
 
 
 @pytest.mark.parametrize("off", [0, 0.0, False, "", "none", [], {}])
@@ -127,6 +155,9 @@ def test_the_folder_says_suite_experiment_and_seed(tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "..", "a/b", "/x", "", ".hidden", "a\n", "a b"])
 def test_a_name_that_could_lead_out_of_outputs_is_refused(name):
+    if name:
+        with pytest.raises(ValueError, match="`sweep` must be a plain name"):
+            run.folder_of("s", "e", 0, sweep=name)
     for suite, experiment in ((name, "e"), ("s", name)):
         with pytest.raises(ValueError, match="must be a plain name"):
             run.folder_of(suite, experiment, 0)

@@ -1,3 +1,4 @@
+import json
 import types
 from dataclasses import replace
 
@@ -86,6 +87,24 @@ def test_a_resumed_training_ends_like_one_that_was_not_interrupted(parts, tmp_pa
     resumed, resumed_history = fit(parts, network, augmentation=augmentation(), **given, **keep)
     pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
     assert weights_equal(whole, resumed)
+
+
+def test_an_extra_callback_comes_after_the_checkpoint_and_for_each_epoch_that_is_trained(parts, tmp_path):
+    keep = {"checkpoint": tmp_path / "checkpoint.npz", "checkpoint_seconds": 0}
+    seen = []
+
+    def watch(epoch, logs):
+        with np.load(keep["checkpoint"]) as file:
+            seen.append((epoch, len(json.loads(str(file["note"]))["history"]), logs["val_accuracy"]))
+        if len(seen) == 2:
+            raise Killed
+
+    extra = {"extra_callbacks": [keras.callbacks.LambdaCallback(on_epoch_end=watch)]}
+    with pytest.raises(Killed):
+        fit(parts, **keep, **extra, epochs=3)
+    _, history = fit(parts, small(seed=9), **keep, **extra, epochs=3)
+    assert [(epoch, saved) for epoch, saved, _ in seen] == [(0, 1), (1, 2), (2, 3)]
+    assert [value for *_, value in seen] == history["val_accuracy"].tolist()
 
 
 def test_a_finished_training_is_not_trained_again(parts, tmp_path, monkeypatch):
