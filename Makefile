@@ -1,6 +1,7 @@
 # make demo     everything on drawn faces: baseline, tuned, balanced runs, ensemble, report
 # make test     the tests
 # make report   the same on real faces: make report DATA=/path/to/fer2013.csv SUITE=official
+#               FERPLUS=, AFFECTNET=, EXPW=, CHECKPOINT= give the paths that some runs need
 # make worth    the three protocols side by side: make worth DATA=/path/to/fer2013.csv SIZE=cpu (on a GPU without SIZE)
 #               FERPLUS=/path/to/fer2013new.csv adds a second opinion on the labels
 # make tune     a sweep over optimizers, regularizers and schedules: make tune DATA=/path/to/fer2013.csv SUITE=official-cpu SWEEP=tuning
@@ -21,6 +22,12 @@ BIN := $(VENV)/bin
 # The programs that Snakemake and the notebooks call are the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 READY := $(VENV)/.ready-$(BACKEND)
+
+# Paths that the command line gives, absolute, since notebooks and Snakemake may run elsewhere; `drawn` is none.
+GIVEN := $(foreach name,DATA AFFECTNET EXPW FERPLUS CHECKPOINT,$(if $($(name)),$(name)))
+lower = $(shell echo $(1) | tr A-Z a-z)
+PLACES = $(foreach name,$(GIVEN),$(call lower,$(name))="$(if $(filter drawn,$($(name))),drawn,$$(realpath "$($(name))"))")
+CHECK_PLACES = @$(foreach name,$(GIVEN),test "$($(name))" = drawn || test -e "$($(name))" || { echo "There is no file or folder $($(name))"; exit 2; };)
 
 .PHONY: help install demo test test-jax report worth tune search lint pictures benchmarks clean
 
@@ -43,21 +50,21 @@ demo: $(READY)
 
 report: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make report DATA=/path/to/fer2013.csv SUITE=$(SUITE)"; exit 2; }
-	@test -e "$(DATA)" || { echo "There is no file or folder $(DATA)"; exit 2; }
-	snakemake --config suite=$(SUITE) data="$$(realpath "$(DATA)")"
+	$(CHECK_PLACES)
+	snakemake --config suite=$(SUITE) $(PLACES)
 
 worth: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make worth DATA=/path/to/fer2013.csv SIZE=$(SIZE)"; exit 2; }
-	@test -e "$(DATA)" || { echo "There is no file or folder $(DATA)"; exit 2; }
-	snakemake --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) data="$$(realpath "$(DATA)")" $(if $(FERPLUS),ferplus="$$(realpath "$(FERPLUS)")")
+	$(CHECK_PLACES)
+	snakemake --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) $(PLACES)
 
 # Of a suite on drawn faces, DATA is not needed.
 tune: $(READY)
-	@test -z "$(DATA)" || test -e "$(DATA)" || { echo "There is no file or folder $(DATA)"; exit 2; }
-	snakemake --config suite=$(SUITE) sweep=$(SWEEP) $(if $(DATA),data="$$(realpath "$(DATA)")")
+	$(CHECK_PLACES)
+	snakemake --config suite=$(SUITE) sweep=$(SWEEP) $(PLACES)
 
 search: $(READY)
-	@test -z "$(DATA)" || test -e "$(DATA)" || { echo "There is no file or folder $(DATA)"; exit 2; }
+	$(CHECK_PLACES)
 	mkdir -p outputs/$(SUITE)/search-$(SEARCH)
 	papermill notebooks/search.ipynb outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb -p suite $(SUITE) -p search $(SEARCH) $(if $(DATA),-p data "$$(realpath "$(DATA)")")
 	fer-keras render outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb

@@ -3,7 +3,7 @@
 The graph comes from the params files: a run waits for the one that it starts from, an ensemble for its members, the
 report for all. What reruns is decided by each run's key alone (profiles/default): it changes with the resolved
 parameters, the faces, and the keys of the runs before it, never with a file's date or the code. Several suites also get
-a page that puts them side by side. With `sweep=tuning` the points of params/sweeps/tuning.yaml run in place of a suite's
+a page that puts them side by side. A run whose path is not given, such as `affectnet=PATH`, is left out. With `sweep=tuning` the points of params/sweeps/tuning.yaml run in place of a suite's
 experiments, by the same rule, and then the page that compares them.
 """
 
@@ -13,12 +13,18 @@ from pathlib import Path
 
 from fer_keras import run
 from fer_keras import suite as suites
+from fer_keras.params import PATHS
 
 SWEEP = str(config.get("sweep", ""))
 SUITES = str(config.get("suite", "demo")).split(",")
-GIVEN = {name: config[name] for name in ("data", "outputs") if config.get(name)}
+if config.get("ferplus"):
+    config["ferplus_csv"] = config["ferplus"]
+GIVEN = {name: str(config[name]) for name in PATHS if config.get(name)}
 try:
-    JOBS = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN, sweep=SWEEP).items()}
+    ALL = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN, sweep=SWEEP).items()}
+    JOBS = {place: job for place, job in ALL.items() if not job.missing}
+    if not JOBS:
+        raise ValueError(f"Every run of {', '.join(SUITES)} needs a path that is not given: {next(iter(ALL.values())).missing}=PATH.")
     if SWEEP:
         suites.check(JOBS.values())
 except (OSError, ValueError) as error:
@@ -27,6 +33,7 @@ except (OSError, ValueError) as error:
 MADE_BY = {}
 for job in JOBS.values():
     MADE_BY.setdefault(job.key, job)
+LEFT_OUT = [f"{name} (needs {job.missing}=PATH)" for (_, name, _), job in ALL.items() if job.missing]
 FIRST = next(iter(JOBS.values()))
 OUTPUTS, DATA = FIRST.params["outputs"], FIRST.params["data"]
 # The faces are the same in all suites, and shown once.
@@ -36,6 +43,8 @@ if len(SUITES) > 1:
     REPORTS.append(f"{WORTH}/report.html")
 if SWEEP:
     REPORTS = [f"{OUTPUTS}/{name}/{SWEEP}/report.html" for name in SUITES]
+# Where things are is told to every notebook; it takes what it needs.
+PLACES = " ".join(f"-p {name} {shlex.quote(path)}" for name, path in {**GIVEN, "data": DATA, "outputs": OUTPUTS}.items())
 # As many runs at a time as there are GPUs to share out, each with its part of the cores.
 RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
 # The page that compares the points of a sweep.
@@ -89,7 +98,7 @@ rule train_or_average:
     resources:
         gpu=1,
     shell:
-        "papermill {params.notebook} {log:q} --parameters_base64 {params.given} -p data {DATA:q} -p outputs {OUTPUTS:q}"
+        "papermill {params.notebook} {log:q} --parameters_base64 {params.given} {PLACES}"
         " --no-progress-bar && fer-keras render {log:q}"
 
 
@@ -123,7 +132,7 @@ rule worth:
         after=sorted(job.key for job in JOBS.values()),
         suites=f"suites: [{', '.join(SUITES)}]",
         more=f"-p drawn_faces {FIRST.params['drawn_faces']}",
-        ferplus=["-p", "ferplus_csv", config["ferplus"]] if config.get("ferplus") else [],
+        ferplus=["-p", "ferplus_csv", config["ferplus_csv"]] if config.get("ferplus_csv") else [],
     shell:
         "papermill notebooks/worth.ipynb {log:q} -y {params.suites:q} {params.ferplus:q} -p data {DATA:q} -p outputs {OUTPUTS:q}"
         " {params.more} --no-progress-bar && fer-keras render {log:q}"
@@ -152,6 +161,8 @@ onerror:
 
 
 onsuccess:
+    if LEFT_OUT:
+        print(f"\nNot run: {', '.join(dict.fromkeys(LEFT_OUT))}.")
     print("\nReports of the runs:")
     for job in JOBS.values():
         print(f"  {Path(job.folder, 'report.html').resolve()}")

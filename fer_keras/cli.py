@@ -115,7 +115,7 @@ def _audit(given):
     from fer_keras import audit, run
 
     if len(given.paths) == 1:
-        from fer_keras.source import load
+        from fer_keras.source import load_for
 
         if given.threshold is not None or given.csv or given.no_resize:
             raise ValueError("--threshold, --csv and --no-resize go with two sets of faces, not with a run.")
@@ -126,7 +126,7 @@ def _audit(given):
             raise ValueError(f"{folder} holds no finished run with its rows. Give one, or two sets of faces.")
         params = run.read_params(folder)
         where = given.data or params.get("data", "")
-        faces = load(where, params.get("drawn_faces", 0))
+        faces = load_for(params | {"data": where})
         if faces.fingerprint != run.read_environment(folder)["fingerprint"]:
             raise ValueError(f"{where} holds other faces than this run had.")
         found = audit.audit(folder, faces)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fer_keras import run
+from fer_keras import run, source
 from fer_keras import suite as suites
 from fer_keras.evaluate import compare, percent
 
@@ -27,17 +27,29 @@ PUBLISHED = {
     "auxiliary-smote_tomek": {"top1": 29.17, "top2": 42.71, "top3": 51.96, "protocol": "official", "n": 3589},
     "ensemble": {"top1": 97.18, "top2": 99.58, "top3": 99.72, "protocol": "study", "n": None},
 }
+# What others report for experiments that the study does not have: VGG13 on FER+'s eight classes (arXiv 1608.01041), and
+# usef-kh's own checkpoint on PublicTest, which is not the test set here.
+ELSEWHERE = {
+    "ferplus-majority": {"top1": 83.85, "protocol": "official", "n": None},
+    "ferplus-probability": {"top1": 84.99, "protocol": "official", "n": None},
+    "ferplus-crossentropy": {"top1": 84.72, "protocol": "official", "n": None},
+    "pytorch": {"top1": 73.28, "top2": 86.46, "protocol": "on PublicTest", "n": 3589},
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run of a suite as the report sees it: its metrics, or None if there are none, and its state."""
+    """One run of a suite as the report sees it: its metrics, or None if there are none, and its state.
+
+    `needs` names the parameter, a path, without which the run cannot be, "" for most.
+    """
 
     experiment: str
     seed: int
     folder: Path
     metrics: Mapping | None
     state: str
+    needs: str = ""
 
 
 def collect(
@@ -53,26 +65,32 @@ def collect(
         suite: name of a file in `params/suites/`.
         outputs: where the run folders are.
         folder: where the parameters are; the project's `params/` by default.
-        fingerprint: of the faces that the suite should have; by default each run is believed to have the right ones.
+        fingerprint: of the suite's own faces; by default each run is believed to have the right ones, as it is believed
+            about the files that it adds to them.
         sweep: name of a file in `params/sweeps/`: its points, and what they start from (see `fer_keras.suite.jobs`).
 
     Raises:
         FileNotFoundError: if there is no such suite or sweep.
     """
-    graphs: dict[str, Mapping] = {}
+    graph = suites.jobs(suite, {"outputs": str(outputs)}, folder, fingerprint or "", sweep)
+    found = {place: run.read_environment(job.folder) or {} for place, job in graph.items()}
 
-    def graph(faces):
-        if faces not in graphs:
-            graphs[faces] = suites.jobs(suite, {"outputs": str(outputs)}, folder, faces, sweep)
-        return graphs[faces]
+    def key(place, own):
+        """The key that a run should have with these faces, and the files that it says it had."""
+        job, there = graph[place], found[place]
+        added = there.get("fingerprint", "").partition("+")[2]
+        before = {name: key((name, job.seed), own) for name in job.needs}
+        if "checkpoint" in there.get("ancestors", {}):
+            before["checkpoint"] = there["ancestors"]["checkpoint"]
+        return run.key_of(job.params, f"{own}+{added}" if added else own, before)
 
     results = []
-    for place, job in graph(fingerprint or "").items():
-        found = run.read_environment(job.folder) or {}
-        faces = fingerprint or found.get("fingerprint")
-        state = run.state(job.folder, graph(faces)[place].key if faces else None)
+    for place, job in graph.items():
+        own = fingerprint or found[place].get("fingerprint", "").partition("+")[0]
+        state = run.state(job.folder, key(place, own) if own else None)
         metrics = run.read_metrics(job.folder) if state != "not run" else None
-        results.append(Result(job.experiment, job.seed, job.folder, metrics, state))
+        needs = source.needed(job.params) or job.missing
+        results.append(Result(job.experiment, job.seed, job.folder, metrics, state, needs))
     return results
 
 
@@ -87,14 +105,15 @@ def comparison(results: list[Result]) -> pd.DataFrame:
         ours.setdefault(result.experiment, []).append(result)
     rows = {}
     for name in dict.fromkeys([*ours, *PUBLISHED]):
-        published = PUBLISHED.get(name)
+        published = PUBLISHED.get(name) or ELSEWHERE.get(name)
         row = dict.fromkeys(("published top-1/2/3 %", "published protocol, n"), "–")
         if published:
             n = f"{published['n']:,}" if published["n"] else "not stated"
-            row["published top-1/2/3 %"] = " / ".join(f"{published[f'top{k}']:.2f}" for k in (1, 2, 3))
+            given = [published.get(f"top{k}") for k in (1, 2, 3)]
+            row["published top-1/2/3 %"] = " / ".join(f"{value:.2f}" if value else "–" for value in given)
             row["published protocol, n"] = f"{published['protocol']}, {n}"
         row |= dict.fromkeys(("our top-1 %", "our top-2 / 3 %", "balanced accuracy %", "our protocol, n"), "–")
-        row["state"] = ", ".join(dict.fromkeys(r.state for r in ours.get(name, []))) or "not in this suite"
+        row["state"] = ", ".join(dict.fromkeys(_state(r) for r in ours.get(name, []))) or "not in this suite"
         runs = [result.metrics for result in ours.get(name, []) if result.metrics]
         if runs:
             row["our top-1 %"] = over_seeds(runs, "top1")
@@ -103,6 +122,10 @@ def comparison(results: list[Result]) -> pd.DataFrame:
             row["our protocol, n"] = f"{runs[0]['protocol']}, {runs[0]['sets']['test']['n']:,}"
         rows[name] = row
     return pd.DataFrame(rows).T
+
+
+def _state(result: Result) -> str:
+    return f"{result.state}: needs {result.needs}" if result.needs and result.state == "not run" else result.state
 
 
 def over_seeds(runs: list[Mapping], metric: str, interval: bool = True) -> str:
@@ -200,7 +223,13 @@ def main_run(results: list[Result]) -> str:
         raise ValueError("No run of this suite is finished, so there is nothing to report. Run one first.")
     if ensembles := [name for name in found if name.startswith("ensemble")]:
         return ensembles[0]
-    return max(found, key=lambda name: found[name]["sets"]["validation"]["top1"])
+    fair = [name for name, metrics in found.items() if chosen_fairly(metrics)]
+    return max(fair or found, key=lambda name: found[name]["sets"]["validation"]["top1"])
+
+
+def chosen_fairly(metrics: Mapping) -> bool:
+    """Whether the test faces did not choose the model, as they did usef-kh's checkpoint."""
+    return metrics["chosen_by"]["role"] != "test"
 
 
 def findings(results: list[Result]) -> str:
@@ -210,7 +239,8 @@ def findings(results: list[Result]) -> str:
         return "No run of this suite is finished."
     lines = []
     # Scores on different faces are never ranked together.
-    for rows, group in comparable(results).items():
+    fair = [result for result in results if result.metrics and chosen_fairly(result.metrics)]
+    for rows, group in comparable(fair).items():
         for metric, word in (("top1", "top-1"), ("balanced_accuracy", "balanced accuracy")):
             best = max(group, key=lambda result: result.metrics["sets"]["test"][metric])
             test = best.metrics["sets"]["test"]
@@ -226,6 +256,13 @@ def findings(results: list[Result]) -> str:
             lines.append(
                 f"{name} against tuned: top-1 {row['top-1, points']} points, {row['top-1']}; "
                 f"balanced accuracy {row['balanced accuracy, points']} points."
+            )
+    for result in results:
+        if result.metrics and not chosen_fairly(result.metrics):
+            test = result.metrics["sets"]["test"]
+            lines.append(
+                f"{_label(result, results)} was chosen by its test faces, so {percent(test['top1'])} % on them says "
+                "little about others, and is not ranked."
             )
     shown = main_run(results)
     hard = sorted(found[shown]["sets"]["test"]["per_class"].items(), key=lambda item: item[1]["recall"])[:3]
@@ -243,7 +280,10 @@ def states(results: list[Result]) -> list[str]:
     """Sentences about runs that are stale, were made with other parameters or faces, or are not there."""
     by_state: dict[str, list[str]] = {}
     for result in results:
-        by_state.setdefault(result.state, []).append(_label(result, results))
+        label = _label(result, results)
+        if result.needs and result.state == "not run":
+            label += f" (needs `{result.needs}`: {source.NEEDS[result.needs]})"
+        by_state.setdefault(result.state, []).append(label)
     said = {
         "stale": "Stale, made by older code or from a run that has changed: {}. They stand until they are run again.",
         "other parameters": "Made with other parameters or faces than the suite has now: {}.",

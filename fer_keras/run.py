@@ -80,6 +80,8 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
         ancestors: key of each run (or file) that this one starts from or averages, from `ancestor_keys`.
     """
     params = dict(params)
+    if params.get("members"):  # whose keys say which files their faces came from, besides those of `data`
+        fingerprint = fingerprint.partition("+")[0]
     if "resampling" in params:
         more = params.get("subset_per_class", 0), params.get("auxiliary", "")
         params["protocol"] = effective_protocol(params["protocol"], params["resampling"], *more)
@@ -357,7 +359,7 @@ def save_metrics(
         "experiment": params["experiment"],
         "suite": params["suite"],
         "seed": params["seed"],
-        "data": "drawn" if params["data"] == "drawn" else "fer2013",
+        "data": "drawn" if params["data"] == "drawn" else params.get("dataset", "fer2013"),
         "protocol": protocol,
         "key": key,
         "class_names": class_names,

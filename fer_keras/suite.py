@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import yaml
 
-from fer_keras import params, run
+from fer_keras import params, run, source
 
 # The notebook that runs an experiment, told by the parameters that only one of them has.
-TRAIN, ENSEMBLE = "notebooks/train.ipynb", "notebooks/ensemble.ipynb"
+TRAIN, ENSEMBLE, PYTORCH = (f"notebooks/{name}.ipynb" for name in ("train", "ensemble", "pytorch"))
 # A grid does not vary them: they say which run it is and where, or give it other faces to be scored on.
 NOT_VARIED = ("experiment", *params.NAMES, "seed", *params.LOCATIONS, "drawn_faces", "protocol", *params.SUITE_ONLY)
 # In a point's name: first these, then the others in the order of `params.PARAMETERS`.
@@ -32,7 +32,8 @@ PAGES = ("explore", "report")
 class Job:
     """One run of a suite: its resolved parameters, notebook, folder, the runs it needs, and its key.
 
-    `experiment` is its place in the suite's folder: the experiment's name, or `<sweep>/<point>`.
+    `experiment` is its place in the suite's folder: the experiment's name, or `<sweep>/<point>`. `missing` names the
+    parameter, a path, without which it, or a run that it needs, cannot be made.
     """
 
     experiment: str
@@ -42,6 +43,7 @@ class Job:
     folder: Path
     needs: tuple[str, ...]
     key: str
+    missing: str = ""
 
     def encoded(self) -> str:
         """The parameters for `papermill --parameters_base64`, less those that say where things are."""
@@ -62,7 +64,7 @@ def jobs(
         suite: name of a file in `params/suites/`.
         command_line: parameters that win over the files, e.g. `data`.
         folder: where the experiments' files, `suites/` and `sweeps/` are; the project's `params/` by default.
-        fingerprint: of the faces; read from the suite's data by default.
+        fingerprint: of the suite's own faces; read from its data by default.
         sweep: name of a file in `params/sweeps/`: its points, and the runs of the suite that they need, in place of the
             suite's experiments.
 
@@ -86,10 +88,9 @@ def jobs(
         if sweep:
             resolved |= _points(varied, seed, resolve)
     if fingerprint is None:
-        from fer_keras.source import fingerprint_of
-
         first = next(iter(resolved.values()))[1]
-        fingerprint = fingerprint_of(first["data"], first["drawn_faces"])
+        own = {name: first[name] for name in ("data", "drawn_faces", "dataset", "class_map") if name in first}
+        fingerprint = source.fingerprint_of(own)
     found: dict[tuple[str, int], Job] = {}
 
     def add(name, seed, needed_by=()):
@@ -105,10 +106,18 @@ def jobs(
         )
         for other in needs:
             add(other, seed, (*needed_by, name))
-        key = run.key_of(one, fingerprint, {other: found[other, seed].key for other in needs})
+        needed = source.needed(one)
+        missing = needed if needed and not one.get(needed) else ""
+        before = {other: found[other, seed].key for other in needs}
+        if "checkpoint" in one and not missing:
+            before["checkpoint"] = run.file_hash(Path(one["checkpoint"]).expanduser())
+        # Without its path, a run has the key that it would have without the file: it is not made.
+        faces = fingerprint if missing else source.fingerprint_of(one, fingerprint)
+        key = run.key_of(one, faces, before)
+        missing = missing or next((found[other, seed].missing for other in needs if found[other, seed].missing), "")
         place = one.get("point") or name
         where = run.folder_of(one["suite"], place, seed, one["outputs"], one.get("sweep", ""))
-        found[name, seed] = Job(name, seed, one, notebook, where, needs, key)
+        found[name, seed] = Job(name, seed, one, notebook, where, needs, key, missing)
 
     for name, seed in resolved:
         if not sweep or "/" in name:
@@ -130,11 +139,11 @@ def read_suite(suite: str, folder: Path) -> dict:
 
 def resolver(folder: Path, suite: Mapping, command_line: Mapping) -> Callable[[str, Mapping], tuple[str, dict]]:
     """A function from an experiment's name, and values that win over the files, to its notebook and its parameters."""
-    defaults = {notebook: params.notebook_defaults(params.root() / notebook) for notebook in (TRAIN, ENSEMBLE)}
+    defaults = {name: params.notebook_defaults(params.root() / name) for name in (TRAIN, ENSEMBLE, PYTORCH)}
 
     def resolve(name, given):
         experiment = read_named(folder / f"{name}.yaml", "experiment")
-        notebook = ENSEMBLE if "members" in experiment else TRAIN
+        notebook = ENSEMBLE if "members" in experiment else PYTORCH if "checkpoint" in experiment else TRAIN
         return notebook, params.resolve(defaults[notebook], experiment, suite, {**given, **command_line})
 
     return resolve

@@ -176,7 +176,7 @@ def main_runs(results: Sequence[Result]) -> dict[str, Result]:
     """The ensemble of each protocol, or its run with the best validation where there is none; of the first seed."""
     found = {}
     for protocol in ("study", "official", "clean"):
-        runs = [result for result in results if result.metrics["protocol"] == protocol]
+        runs = [r for r in results if r.metrics["protocol"] == protocol and report.chosen_fairly(r.metrics)]
         ensembles = [result for result in runs if result.experiment == "ensemble"]
         if ensembles:
             found[protocol] = ensembles[0]
@@ -252,7 +252,7 @@ def findings(results: Sequence[Result]) -> str:
         n, new = row["never seen"]
         text = f"{label}: {100 - 100 * n / total:.1f} % of its {total:,} test faces had been seen in some way"
         lines.append(text + (f"; top-1 on the other {n:,} is {percent(new)} %." if n else "; none is new to it."))
-    official = [result for result in results if result.metrics["protocol"] == "official"]
+    official = [r for r in results if r.metrics["protocol"] == "official" and report.chosen_fairly(r.metrics)]
     changes = report.against(official)
     if "ensemble" in changes.index:
         row = changes.loc["ensemble"]
