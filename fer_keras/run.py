@@ -32,7 +32,7 @@ from fer_keras.params import EVALUATION, LOCATIONS, NAMES, root
 from fer_keras.split import effective_protocol
 
 # The code from data to trained weights: when it has changed since a run, the run is stale.
-TRAINING_MODULES = ("data", "split", "resample", "augment", "roles", "model", "train")
+TRAINING_MODULES = ("data", "source", "ferplus", "split", "resample", "augment", "roles", "steps", "model", "train")
 # What a face can be, as `Faces.origin` says.
 ORIGINS = ("original", "copy", "synthetic")
 # What of the faces of a role is kept in `rows.npz`; the last only where faces were changed.

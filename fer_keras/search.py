@@ -20,7 +20,7 @@ import optuna
 import pandas as pd
 from optuna.trial import TrialState
 
-from fer_keras import audit, augment, evaluate, model, params, resample, run, split, suite, train
+from fer_keras import audit, evaluate, model, params, run, steps, suite, train
 from fer_keras.data import Faces
 
 # By name: how trials are stopped early, made for trials of so many epochs. The first fifth of the epochs prunes none,
@@ -333,22 +333,23 @@ def _train(plan: Plan, study: optuna.Study, trial: optuna.Trial, faces: Faces, r
             return other.value
     began = time.monotonic()
     train.seed_everything(p.seed, p.precision, p.deterministic)
-    kind = (p.protocol, p.resampling)
+    kind = (p.resampling, p.subset_per_class, p.subset_flip, p.subset_rotation, p.subset_noise, p.ferplus_mode)
     if kind not in roles:
         roles.clear()
-        roles[kind] = resample.assign_roles(faces, *kind, p.seed)
+        roles[kind] = steps.roles(p, faces)
     parts = roles[kind]
-    network = model.vggnet(**_arguments(model.vggnet, one))
+    network = steps.network(p, faces)
     for name, folder in folders.items():
-        run.check_ancestors(folder, parts["test"], split.effective_protocol(*kind))
-        model.copy_weights(run.load_model(folder), network, name)
-    shift = (48 - p.crop) // 2 if p.crop else 0
+        run.check_ancestors(folder, parts["test"], steps.protocol(p))
+        model.copy_weights(run.load_model(folder), network, name, run.class_names(folder), faces.class_names)
     history = train.fit(
         network,
         parts["train"],
         parts["validation"],
         **_arguments(train.fit, one),
-        augmentation=augment.online(p.flip, p.rotation, p.translation, p.zoom, shift=shift),
+        augmentation=steps.augmentation(p, faces.images.shape[1:3]),
+        mixing=steps.mixing(p),
+        draw_labels=p.ferplus_mode == "probability",
         checkpoint=run.checkpoint_path(plan.folder),
         key=key,
         extra_callbacks=[Report(trial, known)],
@@ -445,7 +446,7 @@ def score_best(plan: Plan, study: optuna.Study, faces: Faces) -> dict:
         one,
         key,
         sets,
-        protocol=split.effective_protocol(one["protocol"], one["resampling"]),
+        protocol=steps.protocol(SimpleNamespace(**one)),
         chosen_by={
             "role": "validation",
             "n": len(parts["validation"]),

@@ -18,7 +18,15 @@ from fer_keras import params, run, source
 # The notebook that runs an experiment, told by the parameters that only one of them has.
 TRAIN, ENSEMBLE, PYTORCH = (f"notebooks/{name}.ipynb" for name in ("train", "ensemble", "pytorch"))
 # A grid does not vary them: they say which run it is and where, or give it other faces to be scored on.
-NOT_VARIED = ("experiment", *params.NAMES, "seed", *params.LOCATIONS, "drawn_faces", "protocol", *params.SUITE_ONLY)
+NOT_VARIED = (
+    "experiment",
+    *params.NAMES,
+    "seed",
+    "protocol",
+    *source.PARAMETERS,
+    *params.LOCATIONS,
+    *params.SUITE_ONLY,
+)
 # In a point's name: first these, then the others in the order of `params.PARAMETERS`.
 FIRST_IN_NAME = ("optimizer", "learning_rate")
 # In a point's name these values speak for themselves, and these parameters are known by a shorter name.
