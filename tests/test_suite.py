@@ -44,17 +44,48 @@ def changed(before, after):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "params" / "suites").glob("*.yaml")))
 def test_needed_runs_come_first_whatever_the_order_of_the_file(name, files):
     listed = params.read(ROOT / "params" / "suites" / f"{name}.yaml")["experiments"]
-    assert {"ensemble", "tuned", "baseline"} | BALANCED <= set(listed)
     folder = files(f"suites/{name}", experiments=sorted(listed, key=lambda one: (one != "ensemble", one)))
     found = suite.jobs(name, folder=folder, fingerprint="f")
     order = [experiment for experiment, _ in found]
     assert set(order) == set(listed)
     for (experiment, _), job in found.items():
         assert all(order.index(other) < order.index(experiment) for other in job.needs)
-        assert job.notebook == (suite.ENSEMBLE if experiment == "ensemble" else suite.TRAIN)
+        other = {"ensemble": suite.ENSEMBLE, "pytorch": suite.PYTORCH}
+        assert job.notebook == other.get(experiment, suite.TRAIN)
         assert job.folder == Path("outputs", name, experiment, "seed-0")
+
+
+@pytest.mark.parametrize(
+    "name", ["demo", *(f"{one}{size}" for one in ("official", "clean", "study") for size in ("", "-cpu"))]
+)
+def test_the_studys_suites_have_its_experiments(name):
+    found = suite.jobs(name, fingerprint="f")
+    assert {"ensemble", "tuned", "baseline"} | BALANCED <= {experiment for experiment, _ in found}
     assert found["balanced-ros", 0].needs == ("tuned",) and found["baseline", 0].needs == ()
     assert found["ensemble", 0].needs == ("balanced-ros", "balanced-smote", "balanced-smote_tomek")
+
+
+def test_a_run_without_the_path_that_it_needs_is_left_out_and_so_is_what_starts_from_it(files, tmp_path):
+    listed = ["tuned", "contempt", "rgb", "expw", "pytorch", "ferplus-majority"]
+    files("rgb", starts_from="contempt", auxiliary="")
+    folder = files("suites/more", experiments=listed)
+    missing = {name: job.missing for (name, _), job in suite.jobs("more", folder=folder, fingerprint="f").items()}
+    assert missing == {
+        "tuned": "",
+        "contempt": "affectnet",
+        "rgb": "affectnet",
+        "expw": "expw",
+        "pytorch": "checkpoint",
+        "ferplus-majority": "ferplus_csv",
+    }
+    given = {"ferplus_csv": str(tmp_path / "votes.csv"), "checkpoint": str(tmp_path / "weights.pt")}
+    for path in given.values():
+        Path(path).write_text("one")
+    first = suite.jobs("more", given, folder, "f")
+    assert not first["pytorch", 0].missing and not first["ferplus-majority", 0].missing
+    for path in given.values():
+        Path(path).write_text("other")
+    assert changed(first, suite.jobs("more", given, folder, "f")) == {"pytorch", "ferplus-majority"}
 
 
 @pytest.mark.parametrize("size", ["", "-cpu"])
