@@ -3,8 +3,13 @@
 import os
 from pathlib import Path
 
-from fer_keras import drawn
+from fer_keras import convert, drawn
 from fer_keras.data import Faces, load_fer2013, read_cache, write_cache
+
+
+def cache_folder() -> Path:
+    """Where faces are kept that have no place beside their source."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
 
 
 def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
@@ -12,7 +17,7 @@ def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
 
     Args:
         data: "drawn" for `drawn_faces` faces made by `fer_keras.drawn` with seed 0, kept in the user's cache folder;
-            otherwise see `fer_keras.data.load_fer2013`.
+            a folder that `fer_keras.convert` wrote; otherwise see `fer_keras.data.load_fer2013`.
         drawn_faces: how many faces to draw.
 
     Raises:
@@ -21,9 +26,8 @@ def load(data: str | Path, drawn_faces: int = 2800) -> Faces:
     if not str(data):
         raise ValueError("Say where the faces are: `data` must be the path of fer2013.csv or of its image folder.")
     if str(data) != "drawn":
-        return load_fer2013(data)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
-    kept = folder / f"drawn-{drawn_faces}-{drawn.fingerprint(drawn_faces)[:16]}"
+        return convert.load(data) if convert.is_converted(data) else load_fer2013(data)
+    kept = cache_folder() / f"drawn-{drawn_faces}-{drawn.fingerprint(drawn_faces)[:16]}"
     if (faces := read_cache(kept)) is None:
         faces = drawn.draw(drawn_faces)
         write_cache(kept, faces)
