@@ -40,6 +40,7 @@ BLOCK_ROWS = 4096
 # More processes are of no use to a disk, and each takes about 30 MB.
 MOST_WORKERS = 8
 HEADER_BYTES = 128
+FEW = 2_000  # so many faces are read sooner than other processes have started
 
 
 def convert(
@@ -429,7 +430,7 @@ def _workers(workers: int | None, rows: int):
     from joblib import Parallel
 
     workers = _count(workers)
-    if workers == 1 or rows < 2_000:
+    if workers == 1 or rows < FEW:
         yield lambda tasks: (function(*given, **named) for function, given, named in tasks)
     else:
         with Parallel(workers, batch_size=1, max_nbytes=None, pre_dispatch="all") as parallel:
@@ -657,7 +658,10 @@ def _folds(codes: np.ndarray, images: np.ndarray, n: int) -> np.ndarray:
 
     _, first, image = np.unique(images, return_index=True, return_inverse=True)
     if np.bincount(codes[first]).max(initial=0) < n:
-        raise ValueError(f"No class has {n} images, so they cannot be split into {n} equal parts.")
+        raise ValueError(
+            f"No class has {n} images, so the faces cannot be split in {n} equal parts. Give more, or for the kind "
+            "'folder' the folders train, validation and test."
+        )
     fold = np.empty(len(first), int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a class has fewer than n; a note says where it is missing
