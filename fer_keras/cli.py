@@ -107,21 +107,15 @@ def _convert(given):
     from fer_keras import convert
 
     began, there = time.perf_counter(), Path(given.target).expanduser().exists()
-    faces = convert.convert(
-        given.kind,
-        given.source,
-        given.target,
-        image_size=given.image_size,
-        color=given.color,
-        contempt=given.contempt,
-        labels=given.labels,
-        margin=given.margin,
-        min_confidence=given.min_confidence,
-        class_map=dict(given.class_map or ()),
-        classes=given.classes,
-        max_bad=given.max_bad,
-        workers=given.workers,
-    )
+    names = ("image_size", "color", "contempt", "labels", "margin", "min_confidence", "classes", "max_bad", "workers")
+    options = {name: getattr(given, name) for name in names}
+    try:
+        faces = convert.convert(
+            given.kind, given.source, given.target, class_map=dict(given.class_map or ()), **options
+        )
+    except KeyboardInterrupt:
+        print("\nfer-keras: interrupted. Give the same command again: it goes on.", file=sys.stderr)
+        return 130
     taken = time.perf_counter() - began
     _print_counts(faces)
     for reason, files in convert.read_info(given.target)["bad"].items():
@@ -130,6 +124,7 @@ def _convert(given):
         )
     speed = "" if there else f", {len(faces) / taken:,.0f} a second, listing and splitting included"
     print(f"{len(faces):,} faces in {taken:.1f} s{speed}\nThey are at {given.target}")
+    return 0
 
 
 def _show(given):

@@ -35,7 +35,7 @@ MARGIN = 0.1  # of the box's side, on each side
 FORMAT = 1
 WORK = ".converting"
 FILES = ("images.npy", "labels.npy", "usage.npy", "files.txt", "dataset.json")  # the last makes it a data set
-BLOCK_BYTES = 8 << 20  # pixels between two notes of progress
+BLOCK_BYTES = 32 << 20  # pixels between two notes of progress
 BLOCK_ROWS = 4096
 # More processes are of no use to a disk, and each takes about 30 MB.
 MOST_WORKERS = 8
@@ -433,7 +433,8 @@ def _workers(workers: int | None, rows: int):
     if workers == 1 or rows < FEW:
         yield lambda tasks: (function(*given, **named) for function, given, named in tasks)
     else:
-        with Parallel(workers, batch_size=1, max_nbytes=None, pre_dispatch="all") as parallel:
+        # Idle processes end soon, also those that a killed conversion leaves behind.
+        with Parallel(workers, batch_size=1, max_nbytes=None, pre_dispatch="all", idle_worker_timeout=10) as parallel:
             yield parallel
 
 
@@ -447,7 +448,7 @@ def _tasks(listing: Listing, options: dict, start: int, stop: int, workers: int 
     """Calls of `_read_rows` for the rows from `start` to `stop`, a few for each process."""
     from joblib import delayed
 
-    step = max(16, -(-(stop - start) // (8 * _count(workers))))
+    step = -(-(stop - start) // (8 * _count(workers)))
     for at in range(start, stop, step):
         rows = slice(at, min(at + step, stop))
         boxes = None if listing.boxes is None else listing.boxes[rows]

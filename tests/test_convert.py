@@ -773,3 +773,15 @@ def test_fetch_affectnet_converts_it(sources, tmp_path, monkeypatch, capsys):
     assert asked == ["noamsegal/affectnet-training-data"] and is_converted(path)
     assert f"The faces are at {path}" in capsys.readouterr().out
     assert main(["data", "fetch", "affectnet"]) == 0  # found, not converted again
+
+
+def test_an_interrupted_command_says_how_to_go_on(tiny, tmp_path, monkeypatch, capsys):
+    def interrupt(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "convert", interrupt)
+    assert main(["data", "convert", "folder", str(tiny), str(tmp_path / "out")]) == 130
+    assert "Give the same command again" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["data", "convert", "folder", str(tiny), str(tmp_path / "out"), "--class-map", "happy"])
+    assert "expected FOLDER=CLASS, received 'happy'" in capsys.readouterr().err
