@@ -96,6 +96,8 @@ def convert(
         OSError: if the disk is full; what was done is kept, and the same call goes on.
     """
     options = _check(kind, image_size, color, contempt, labels, margin, min_confidence, class_map, classes)
+    if not 0 <= max_bad <= 1 or (workers is not None and workers < 1):
+        raise ValueError(f"`max_bad` must be 0–1, `workers` at least 1. Received: max_bad={max_bad}, workers={workers}")
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if not source.is_dir():
         raise FileNotFoundError(f"There is no folder {source}. Give the folder of the data set.")
@@ -282,8 +284,8 @@ def _is_finished(target: Path, stamp: str) -> bool:
         return True
     if target.exists() and not target.is_dir():
         raise ValueError(f"The target {target} is a file. Give a folder that is empty or does not exist yet.")
-    ours = FILES if (target / WORK).exists() else ()
-    others = [path.name for path in target.iterdir() if path.name not in ours] if target.exists() else []
+    own = FILES if (target / WORK).exists() else ()  # a conversion was interrupted while its files were moved
+    others = [path.name for path in target.iterdir() if path.name not in own] if target.exists() else []
     if others := sorted(name for name in others if not name.startswith(".")):
         raise ValueError(
             f"The target {target} holds other files: {', '.join(others[:5])}. Give a folder that is empty or does not "
@@ -374,9 +376,7 @@ def _read_all(work, listing, options, stamp, max_bad, workers, report) -> list[t
         raise ValueError(f"No faces are left of {listing.root}: {_counted(listing.dropped) or 'it holds none'}.")
     needed, free = (rows - done) * face_bytes, shutil.disk_usage(work).free
     if needed > free:
-        raise OSError(
-            f"The faces need {needed / 1e9:.1f} GB, and the disk of {work.parent} has {free / 1e9:.1f} free.",
-        )
+        raise OSError(f"The faces need {needed / 1e9:.1f} GB, and the disk of {work.parent} has {free / 1e9:.1f} free.")
     report(done, rows)
     with _workers(workers, rows - done) as run, open(work / "images.npy", "r+b") as images:
         images.seek(0, os.SEEK_END)
@@ -416,7 +416,7 @@ def _resume(work: Path, stamp: str, block: int, rows: int, face_bytes: int) -> t
         notes.write_text(json.dumps(start) + "\n")
         return [], 0
     os.truncate(images, wanted)
-    notes.write_text("\n".join([*lines, ""]))
+    os.truncate(notes, len("\n".join([*lines, ""])))  # and not written anew: the disk may still be full
     return bad, done
 
 

@@ -709,6 +709,8 @@ def test_a_wrong_root_says_what_was_looked_for_and_found(tmp_path, kind):
         ("expw", {"class_map": {"a": "b"}}, "`class_map` goes with the kind 'folder'"),
         ("folder", {"classes": ["sad", "sad"]}, "`classes` must be a list of two or more different names"),
         ("folder", {"classes": "sad"}, "`classes` must be"),
+        ("folder", {"max_bad": 5}, "`max_bad` must be 0–1"),
+        ("folder", {"workers": 0}, "`workers` at least 1"),
         ("folder", {"margin": 0.2}, "`margin` goes with faces that are cropped"),
         ("folder", {"labels": "column"}, "`labels='column'` goes with a labels.csv"),
         ("folder", {"classes": ["bored", "tired"]}, "No faces are left of"),
