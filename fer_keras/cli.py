@@ -14,9 +14,28 @@ def main(arguments: list[str] | None = None) -> int:
     data = commands.add_parser("data", help="download data sets, or say what a path holds")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     fetch = actions.add_parser("fetch", help="download a data set from Kaggle")
-    fetch.add_argument("name", choices=["fer2013"])
+    fetch.add_argument("name", choices=["fer2013", "affectnet"])
     fetch.add_argument("--handle", help="another Kaggle data set with the same faces, owner/name")
     fetch.set_defaults(call=_fetch)
+    convert = actions.add_parser("convert", help="bring AffectNet, ExpW or a folder of images to one form")
+    convert.add_argument("kind", choices=["affectnet", "expw", "folder"])
+    convert.add_argument("source", help="the data set's folder, which is only read")
+    convert.add_argument("target", help="a new folder")
+    convert.add_argument("--image-size", type=int, default=48, help="side of the faces in pixels, default 48")
+    convert.add_argument("--color", choices=["grey", "rgb"], default="grey")
+    convert.add_argument("--contempt", action="store_true", help="keep AffectNet's eighth class")
+    convert.add_argument(
+        "--labels", choices=["folder", "column"], default="folder", help="whose labels, in AffectNet's Kaggle copies"
+    )
+    convert.add_argument("--margin", type=float, help="added on each side of a face's box, default 0.1 of its side")
+    convert.add_argument("--min-confidence", type=float, help="leave out ExpW's faces that were detected with less")
+    convert.add_argument("--classes", nargs="+", help="all classes, in the order of the labels; others are left out")
+    convert.add_argument(
+        "--class-map", nargs="+", metavar="FOLDER=CLASS", type=_pair, help="what folders are called here"
+    )
+    convert.add_argument("--max-bad", type=float, default=0.05, help="share of unusable faces to stop at, default 0.05")
+    convert.add_argument("--workers", type=int, help="processes that read images, default one a core, at most 8")
+    convert.set_defaults(call=_convert)
     show = actions.add_parser("show", help="load faces and count them")
     show.add_argument("path")
     show.set_defaults(call=_show)
@@ -74,6 +93,39 @@ def _fetch(given):
     path, faces = fetch(given.name, given.handle)
     _print_counts(faces)
     print(f"The faces are at {path}\nUse them: make report DATA={path} SUITE=official")
+
+
+def _pair(text):
+    folder, equals, name = text.partition("=")
+    if not (folder and equals and name):
+        raise argparse.ArgumentTypeError(f"expected FOLDER=CLASS, received {text!r}")
+    return folder, name
+
+
+def _convert(given):
+    import time
+
+    from fer_keras import convert
+
+    began, there = time.perf_counter(), Path(given.target).expanduser().exists()
+    names = ("image_size", "color", "contempt", "labels", "margin", "min_confidence", "classes", "max_bad", "workers")
+    options = {name: getattr(given, name) for name in names}
+    try:
+        faces = convert.convert(
+            given.kind, given.source, given.target, class_map=dict(given.class_map or ()), **options
+        )
+    except KeyboardInterrupt:
+        print("\nfer-keras: interrupted. Give the same command again: it goes on.", file=sys.stderr)
+        return 130
+    taken = time.perf_counter() - began
+    _print_counts(faces)
+    for reason, files in convert.read_info(given.target)["bad"].items():
+        print(
+            f"{reason}, {files['count']:,}:", *files["files"][:10], *(["…"] if files["count"] > 10 else []), sep="\n  "
+        )
+    speed = "" if there else f", {len(faces) / taken:,.0f} a second, listing and splitting included"
+    print(f"{len(faces):,} faces in {taken:.1f} s{speed}\nThey are at {given.target}")
+    return 0
 
 
 def _show(given):

@@ -11,7 +11,7 @@ import numpy as np
 from fer_keras import convert, drawn, ferplus
 from fer_keras.data import CLASS_NAMES, USAGES, Faces, concatenate, load_fer2013, read_cache, write_cache
 
-CONTEMPT = "contempt"
+EIGHT = (*CLASS_NAMES, "contempt")
 COLORS = {"grey": 1, "rgb": 3}
 LABELS = ("fer2013", "ferplus")
 DATASETS = ("fer2013", "folder")
@@ -22,6 +22,11 @@ PARAMETERS = ("data", "drawn_faces", "dataset", "class_map", "num_classes", "col
 LOCATIONS = ("ferplus_csv", "affectnet", "expw")
 # Luminance of ITU-R 601, as Pillow computes it.
 LUMINANCE = np.array([299, 587, 114]) / 1000
+
+
+def cache_folder() -> Path:
+    """Where faces are kept that have no place beside their source."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
 
 
 def load_for(params: Mapping) -> Faces:
@@ -56,7 +61,7 @@ def load(
         dataset: "fer2013", or "folder": `data` is a folder of one's own faces, in one folder for each class, which is
             converted into the cache first (`fer_keras.convert`).
         class_map: with "folder", names of its folders and the class each stands for; others keep their names.
-        num_classes: 7, or 8 with contempt; 0 takes what the source has.
+        num_classes: 7, or 8 with contempt, of FER2013's classes; 0 takes what the source has.
         color: "grey", "rgb" (grey faces get three equal channels), or "" for what the source has.
         labels: "fer2013", or "ferplus" for a run that `fer_keras.ferplus.relabel` gives the labels of `ferplus_csv`:
             then there are eight classes.
@@ -82,13 +87,13 @@ def load(
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {value!r}")
     if labels == "ferplus" and (auxiliary or dataset != "fer2013"):
         raise ValueError("FER+ has labels for FER2013's faces only: `labels: ferplus` goes without other data sets.")
-    faces = _load_one(data, drawn_faces, dataset, class_map)
+    faces = _load_one(data, drawn_faces, dataset, class_map, color)
     if labels == "ferplus":
         faces = replace(
             faces, fingerprint=f"{faces.fingerprint}+{ferplus.fingerprint(_needed('ferplus_csv', ferplus_csv))}"
         )
         num_classes = 8
-    if dataset == "fer2013":
+    if faces.class_names in (CLASS_NAMES, EIGHT) or num_classes == 8:  # other classes stay as they are
         faces = with_classes(faces, num_classes)
     faces = in_color(faces, color)
     if auxiliary:
@@ -97,11 +102,11 @@ def load(
     return faces
 
 
-def _load_one(data, drawn_faces, dataset="fer2013", class_map=None):
+def _load_one(data, drawn_faces, dataset, class_map, color):
     if not str(data):
         raise ValueError("Say where the faces are: `data` must be the path of fer2013.csv or of its image folder.")
     if dataset == "folder":
-        return _load_folder(Path(data).expanduser(), class_map or {})
+        return _load_folder(Path(data).expanduser(), class_map or {}, color)
     if str(data) != "drawn":
         return convert.load(data) if convert.is_converted(data) else load_fer2013(data)
     return _load_drawn(drawn_faces)
@@ -109,20 +114,17 @@ def _load_one(data, drawn_faces, dataset="fer2013", class_map=None):
 
 def _load_drawn(drawn_faces, seed=0):
     name = f"drawn-{drawn_faces}" if seed == 0 else f"drawn-{drawn_faces}-{seed}"
-    kept = _cache() / f"{name}-{drawn.fingerprint(drawn_faces, seed)[:16]}"
+    kept = cache_folder() / f"{name}-{drawn.fingerprint(drawn_faces, seed)[:16]}"
     if (faces := read_cache(kept)) is None:
         faces = drawn.draw(drawn_faces, seed)
         write_cache(kept, faces)
     return faces
 
 
-def _load_folder(folder, class_map):
-    name = hashlib.sha256(f"{folder.resolve()} {sorted(class_map.items())}".encode()).hexdigest()[:16]
-    return convert.load(convert.convert("folder", folder, _cache() / f"folder-{name}", class_map=class_map))
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fer_keras")
+def _load_folder(folder, class_map, color):
+    options = {"class_map": dict(class_map), "color": color or "grey"}
+    name = hashlib.sha256(f"{folder.resolve()} {sorted(options['class_map'].items())} {color}".encode()).hexdigest()
+    return convert.convert("folder", folder, cache_folder() / f"folder-{name[:16]}", **options)
 
 
 def _needed(name, path):
@@ -168,13 +170,13 @@ def with_classes(faces: Faces, num_classes: int) -> Faces:
     """
     if not num_classes or len(faces.class_names) == num_classes:
         return faces
-    if faces.class_names not in (CLASS_NAMES, (*CLASS_NAMES, CONTEMPT)):
+    if faces.class_names not in (CLASS_NAMES, EIGHT):
         raise ValueError(
             f"`num_classes: {num_classes}` is for FER2013's classes and contempt. These faces have "
             f"{len(faces.class_names)}: {', '.join(faces.class_names)}."
         )
     if num_classes == 8:
-        return replace(faces, class_names=(*CLASS_NAMES, CONTEMPT))
+        return replace(faces, class_names=EIGHT)
     return replace(faces.take(faces.labels < len(CLASS_NAMES)), class_names=CLASS_NAMES)
 
 
@@ -246,4 +248,4 @@ def fingerprint_of(params: Mapping, own: str | None = None) -> str:
 
 def _only(given):
     """Of a run's parameters, those of `data` itself."""
-    return {name: given[name] for name in ("data", "drawn_faces", "dataset", "class_map") if name in given}
+    return {name: given[name] for name in ("data", "drawn_faces", "dataset", "class_map", "color") if name in given}

@@ -97,7 +97,7 @@ def jobs(
             resolved |= _points(varied, seed, resolve)
     if fingerprint is None:
         first = next(iter(resolved.values()))[1]
-        own = {name: first[name] for name in ("data", "drawn_faces", "dataset", "class_map") if name in first}
+        own = {name: first[name] for name in ("data", "drawn_faces", "dataset", "class_map", "color") if name in first}
         fingerprint = source.fingerprint_of(own)
     found: dict[tuple[str, int], Job] = {}
 
