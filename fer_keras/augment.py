@@ -77,9 +77,9 @@ def online(
     if randaugment:
         steps.append(ColorRandAugment(randaugment, dtype="float32"))
     if noise:
-        # Keras's layer takes a deviation of at most 1, for faces in 0–1.
-        steps += [layers.Rescaling(1 / 255, dtype="float32"), layers.GaussianNoise(noise / 255, dtype="float32")]
-        steps.append(layers.Rescaling(255, dtype="float32"))
+        # Keras's layer takes a deviation of at most 1; 256 is a power of two, so that scaling back is exact.
+        steps += [layers.Rescaling(1 / 256, dtype="float32"), layers.GaussianNoise(noise / 256, dtype="float32")]
+        steps.append(layers.Rescaling(256, dtype="float32"))
     if erasing:
         # Keras draws the chance between its bounds for every face, so both are the same.
         steps.append(layers.RandomErasing(factor=(erasing, erasing), value_range=(0, 255), dtype="float32"))

@@ -446,7 +446,7 @@ def test_what_is_loaded(sources, tmp_path, monkeypatch):
     digest = hashlib.sha256(str(faces.images.shape).encode())
     for array in (faces.images, faces.labels, faces.usage):
         digest.update(array.tobytes())
-    assert faces.fingerprint == digest.hexdigest() == fingerprint_of(target)
+    assert faces.fingerprint == digest.hexdigest() == fingerprint_of({"data": target})
     assert load_source(str(target)).notes == faces.notes
     parts = split_official(faces)
     sizes = {role: len(part) for role, part in parts.items()}

@@ -116,3 +116,49 @@ def test_the_real_votes_fit_the_real_faces(real_csv):
     shifted = ferplus.agreement(np.roll(faces.labels, 1), votes)
     assert shifted.loc["all", "agree"] < 0.3
     assert ferplus.confusion(faces.labels, votes).to_numpy().sum() == 35887
+
+
+# --- Labels to train with ---------------------------------------------------------------------------------------------
+
+# In FER+'s order: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, not a face.
+CASES = [
+    # votes, what "majority" makes of them, what the distribution is
+    ([10, 0, 0, 0, 0, 0, 0, 0, 0, 0], {"neutral": 1}, {"neutral": 1}),
+    ([0, 0, 0, 0, 0, 0, 0, 9, 1, 0], {"contempt": 1}, {"contempt": 1}),  # a single vote does not count
+    ([5, 4, 1, 0, 0, 0, 0, 0, 0, 0], {"neutral": 1}, {"neutral": 5 / 9, "happy": 4 / 9}),
+    ([5, 5, 0, 0, 0, 0, 0, 0, 0, 0], {}, {"neutral": 0.5, "happy": 0.5}),  # no one has more than half
+    ([4, 2, 2, 2, 0, 0, 0, 0, 0, 0], {}, {}),  # with those that tie, four opinions
+    ([4, 3, 0, 3, 0, 0, 0, 0, 0, 0], {}, {"neutral": 0.4, "happy": 0.3, "sad": 0.3}),
+    ([0, 0, 0, 0, 0, 0, 0, 0, 0, 10], {}, {}),
+    ([3, 0, 0, 0, 0, 0, 0, 0, 7, 0], {}, {}),  # "unknown" comes first
+    ([6, 0, 0, 0, 0, 0, 0, 0, 4, 0], {"neutral": 1}, {"neutral": 1}),  # "unknown" comes second and is left out
+    ([4, 0, 0, 2, 0, 0, 0, 0, 4, 0], {}, {}),  # as many say "unknown", and the rest is not more than half
+    ([1, 1, 1, 1, 1, 1, 1, 1, 1, 1], {}, {}),  # nothing but single votes
+]
+
+
+@pytest.mark.parametrize("mode", ferplus.MODES)
+@pytest.mark.parametrize(("votes", "majority", "shares"), CASES, ids=str)
+def test_votes_become_shares_by_the_papers_rules(votes, majority, shares, mode):
+    found = ferplus.distribution(np.array([votes]), mode)
+    expected = majority if mode == "majority" else shares
+    names = (*CLASS_NAMES, "contempt")
+    np.testing.assert_allclose(found[0], [expected.get(name, 0) for name in names], atol=1e-6)
+
+
+def test_faces_get_ferplus_labels_and_lose_those_without(few, lines, tmp_path):
+    lines.loc[0, list(ferplus.VOTES)] = 0
+    lines.loc[0, "NF"] = 10
+    lines.loc[1, list(ferplus.VOTES)] = 0
+    lines.loc[1, ["contempt", "anger"]] = 6, 4
+    path = written(tmp_path, lines)
+    for mode in ferplus.MODES:
+        relabel = ferplus.relabeller(path, few, mode)
+        train, test = relabel(few, "train"), relabel(few, "test")
+        assert train.rows.tolist() == test.rows.tolist() == [1, 2, 3, 4, 5]
+        assert train.labels.tolist() == test.labels.tolist() == [7, *few.labels[2:]]
+        assert test.targets is None and (train.targets is None) == (mode == "majority")
+        if mode != "majority":
+            np.testing.assert_allclose(train.targets[0], [0.4, 0, 0, 0, 0, 0, 0, 0.6], atol=1e-6)
+    with pytest.raises(ValueError, match=r"`ferplus_mode` must be one of majority, probability, crossentropy\. Rec"):
+        ferplus.relabeller(path, few, "mean")

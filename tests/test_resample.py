@@ -6,8 +6,8 @@ from threadpoolctl import threadpool_limits
 
 from fer_keras.data import CLASS_NAMES, Faces, load_fer2013
 from fer_keras.resample import RESAMPLERS, interpolate, resample
-from fer_keras.roles import assign_roles, rebuild, split_seed
-from fer_keras.split import split_official, split_stratified
+from fer_keras.roles import rebuild
+from fer_keras.split import split_official
 
 REFERENCES = {"ros": RandomOverSampler, "smote": SMOTE, "smote_tomek": SMOTETomek, "smote_enn": SMOTEENN}
 COLUMNS = ("images", "labels", "rows", "usage", "parents", "weight")
@@ -178,55 +178,6 @@ def test_interpolation_is_rounded_float32_and_does_not_depend_on_its_blocks():
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found[0], images[parents[0, 0]])
     np.testing.assert_array_equal(found[1], images[parents[1, 1]])
-
-
-# --- Roles ----------------------------------------------------------------------------------------------------------
-
-
-def sources(faces):
-    """The rows of the source that these faces, or their parents, are."""
-    named = np.concatenate([faces.rows, faces.parents.ravel()])
-    return set(named[named >= 0].tolist())
-
-
-def test_the_official_protocol_resamples_only_what_trains(faces, method):
-    roles, parts = assign_roles(faces, "official", method, 1), split_official(faces)
-    assert_same(roles["train"], resample(parts["train"], method, 1))
-    assert_same(roles["validation"], parts["validation"])
-    assert_same(roles["test"], parts["test"])
-    assert not sources(roles["train"]) & (sources(roles["validation"]) | sources(roles["test"]))
-
-
-def test_the_studys_protocol_resamples_first_and_so_leaks(faces, method):
-    roles, expected = (
-        assign_roles(faces, "study", method, 1),
-        split_stratified(resample(faces, method, 1), split_seed(method, 1)),
-    )
-    for role, part in roles.items():
-        assert_same(part, expected[role])
-        assert_same(rebuild(faces, part.rows, part.labels, part.parents, part.weight), part)
-    assert sources(roles["train"]) & sources(roles["test"])
-
-
-def test_under_the_study_protocol_each_method_draws_its_own_split(faces):
-    ros, smote = (assign_roles(faces, "study", method, 0)["test"] for method in ("ros", "smote"))
-    assert len(ros) == len(smote)
-    assert set(ros.rows.tolist()) != set(smote.rows[smote.rows >= 0].tolist())
-    originals = [set(part.rows[part.origin == "original"].tolist()) for part in (ros, smote)]
-    assert originals[0] != originals[1]
-
-
-@pytest.mark.parametrize("protocol", ["official", "study"])
-def test_without_resampling_both_protocols_use_the_official_split(faces, protocol):
-    roles, parts = assign_roles(faces, protocol, "none", 1), split_official(faces)
-    for role, part in parts.items():
-        assert_same(roles[role], part)
-
-
-@pytest.mark.parametrize(("protocol", "resampling"), [("leaky", "smote"), ("study", "adasyn"), ("official", "adasyn")])
-def test_unknown_roles_are_refused(faces, protocol, resampling):
-    with pytest.raises(ValueError, match="must be one of"):
-        assign_roles(faces, protocol, resampling, 0)
 
 
 # --- The real faces -------------------------------------------------------------------------------------------------

@@ -151,9 +151,7 @@ def test_a_wrong_value_or_a_missing_path_is_told(given, message):
 
 
 def test_a_path_that_holds_no_converted_set_is_told(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"holds no converted data set\. Convert it first: fer-keras data convert expw"
-    ):
+    with pytest.raises(ValueError, match=r"no converted data set\. Convert it first: fer-keras data convert expw"):
         source.load("drawn", 140, auxiliary="expw", expw=tmp_path)
 
 

@@ -241,3 +241,60 @@ def test_mixed_precision_is_saved_as_float32(parts, tmp_path):
     assert {layer.compute_dtype for layer in plain.layers[1:]} == {"float32"}
     # bfloat16 keeps 8 bits of mantissa, so probabilities agree to about two decimals.
     np.testing.assert_allclose(plain.predict(images, verbose=0), network.predict(images, verbose=0), atol=0.05)
+
+
+# --- Mixed faces and soft labels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_mixed_faces_train_and_a_resumed_training_mixes_alike(parts, mixing, tmp_path):
+    whole, history = fit(parts, learning_rate=1e-3, mixing=augment.mixing(**mixing))
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    plain, _ = fit(parts, learning_rate=1e-3)
+    assert not weights_equal(whole, plain)
+    given = {"learning_rate": 1e-3, "checkpoint": tmp_path / "checkpoint.npz", "checkpoint_seconds": 0}
+    fit(parts, mixing=augment.mixing(**mixing), **given, epochs=4, patience=0, extra_callbacks=[StopAfter(2)])
+    resumed, again = fit(parts, mixing=augment.mixing(**mixing), **given)
+    assert weights_equal(resumed, whole)
+    pd.testing.assert_frame_equal(again, history)
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Ends a training after some epochs, as if it had been killed between two."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch + 1 >= self.epochs
+
+
+def test_a_distribution_is_trained_with_and_certain_ones_are_labels(parts):
+    certain = replace(parts["train"], targets=np.eye(7, dtype="float32")[parts["train"].labels])
+    plain, _ = fit(parts, learning_rate=1e-3)
+    for draw in (False, True):
+        soft, _ = fit(parts | {"train": certain}, learning_rate=1e-3, draw_labels=draw)
+        assert weights_equal(soft, plain)
+    even = replace(parts["train"], targets=np.full((len(parts["train"]), 7), 1 / 7, "float32"))
+    _, history = fit(parts | {"train": even}, learning_rate=1e-3)
+    assert history["loss"].iloc[-1] > np.log(7) - 1e-3, "nothing is better than to answer evenly"
+
+
+def test_labels_are_drawn_anew_in_every_epoch_in_their_shares(parts):
+    shares = np.tile(np.array([0.5, 0.3, 0.2, 0, 0, 0, 0], "float32"), (len(parts["train"]), 1))
+    rows = train.Rows(replace(parts["train"], targets=shares), 7, 32, drawn=True)
+    counts = np.zeros(7)
+    before = None
+    for epoch in range(20):
+        rows.shuffle(0, epoch)
+        assert before is None or not np.array_equal(rows.labels, before)
+        before = rows.labels
+        counts += np.bincount(rows.labels, minlength=7)
+    # 4,480 draws: the deviation of a share is below 0.0075.
+    np.testing.assert_allclose(counts / counts.sum(), shares[0], atol=0.03)
+
+
+def test_mixed_faces_have_no_class_to_weigh(parts):
+    with pytest.raises(ValueError, match="`class_weight: balanced` goes without mixing"):
+        fit(parts, class_weight="balanced", mixing=augment.mixing(mixup=0.2))
