@@ -2,7 +2,8 @@
 
 The modules, in the order in which a face passes them: `data`, `drawn` (`source` chooses) → `duplicates`, `split` →
 `resample` → `augment` → `model` → `train` → `evaluate` → `audit` → `plots`, `report`, `worth` → `publish`. `params`
-resolves a run's parameters, `run` is its folder, `suite` the graph of runs. `ferplus` is a second opinion on labels.
+resolves a run's parameters, `run` is its folder, `suite` the graph of runs, also of a sweep, which `tuning` judges;
+`search` looks for parameters within a budget. `ferplus` is a second opinion on labels.
 """
 
 import os
