@@ -1,9 +1,11 @@
 """fer-keras: rerun a published facial-expression-recognition study, and see what each of its numbers is worth.
 
-The modules, in the order in which a face passes them: `data`, `drawn`, `convert` (`source` chooses) → `duplicates`,
-`split` → `resample` → `augment` → `model` → `train` → `evaluate` → `audit` → `plots`, `report`, `worth` → `publish`.
-`params` resolves a run's parameters, `run` is its folder, `suite` the graph of runs. `ferplus` is a second opinion on
-labels. `listing` knows the layouts of the data sets that `convert` converts, `layouts` draws such data sets.
+The modules, in the order in which a face passes them: `data`, `drawn`, `convert` (`source` chooses and joins) →
+`duplicates`, `split` → `ferplus` (other labels) → `resample` → `augment` (all four by `roles`) → `model` → `train` →
+`evaluate` → `audit` → `plots`, `report`, `worth` → `publish`. `params` resolves a run's parameters, `steps` calls the
+rooms with them, `run` is its folder, `suite` the graph of runs, also of a sweep, which `tuning` judges; `search` looks
+for parameters within a budget. `listing` knows the layouts of the data sets that `convert` converts, `layouts` draws
+such data sets.
 """
 
 import os
