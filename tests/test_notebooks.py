@@ -432,3 +432,51 @@ def test_publishing_leaves_out_faces_and_rebuilds_the_tables(project, monkeypatc
     assert "old" not in text and "| tuned | 66.15 / 82.22 / 90.89 |" in text and text.endswith("after")
     top1 = run.read_metrics(where(project, "tuned"))["sets"]["test"]["top1"]
     assert f"{100 * top1:.2f} (" in text
+
+
+# What goes beyond: another data set with eight classes, in colour, mixed; an augmented subset; one without its data.
+MORE = TINY | {
+    "suite": "tiny-more",
+    "protocol": "official",
+    "experiments": ["tuned", "augmented-ros", "contempt", "expw"],
+    "overrides": {
+        "tuned": TINY["overrides"]["tuned"],
+        "augmented-ros": {"subset_per_class": 20},
+        "contempt": {"auxiliary": "drawn", "color": "rgb", "mixup": 0.2},
+    },
+}
+
+
+@pytest.mark.timeout(600)
+def test_more_data_classes_and_colour_and_what_is_missing_is_left_out(project):
+    write_suite(project, MORE)
+    code, output = call("snakemake", "--config", "suite=tiny-more", cwd=project, timeout=580)
+    assert code == 0 and "Not run: expw (needs expw=PATH)" in output, output[-3000:]
+    folders = {name: where(project, name, "tiny-more") for name in MORE["experiments"]}
+    assert not folders["expw"].exists()
+
+    contempt = run.read_metrics(folders["contempt"])
+    assert contempt["class_names"][-1] == "contempt" and contempt["sets"]["test"]["n"] == 29
+    assert (
+        {"train", "validation", "test", "test_drawn"}
+        == set(contempt["sets"])
+        == {
+            *contempt["audit"]["sets"],
+            "train",
+        }
+    )
+    assert run.load_model(folders["contempt"]).input_shape == (None, 48, 48, 3)
+    text = (folders["contempt"] / "notebook.ipynb").read_text()
+    assert "The first kernels of tuned are repeated over three channels." in text and "new: contempt." in text
+
+    rows = run.read_arrays(folders["augmented-ros"] / "rows.npz")
+    assert len(rows["train_rows"]) == len(rows["train_changes"]) == 140 and rows["train_changes"][:, 0].any()
+    assert run.read_metrics(folders["augmented-ros"])["protocol"] == "official"
+
+    states = {
+        result.experiment: result.state
+        for result in report.collect("tiny-more", project / "outputs", project / "params")
+    }
+    assert states == {"tuned": "done", "augmented-ros": "done", "contempt": "done", "expw": "not run"}
+    page = (project / "outputs/tiny-more/report/report.html").read_text()
+    assert "Not run: expw (needs `expw`: ExpW as" in page
