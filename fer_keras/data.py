@@ -140,8 +140,8 @@ def load_fer2013(path: str | Path, cache: bool = True) -> Faces:
         raise FileNotFoundError(
             f"There is no file or folder {path}. Give the path of fer2013.csv or of its image folder."
         )
-    files = None if path.is_file() else _list_images(path)
-    stamp = _stamp(path, files)
+    files = None if path.is_file() else list_images(path)
+    stamp = stamp_of(path, files)
     folder = path.parent if path.is_file() else path
     kept = folder / ".fer_keras" / f"{path.name}-{stamp[:16]}"
     if cache and (faces := read_cache(kept)) is not None:
@@ -328,7 +328,8 @@ def _describe(text: bytes) -> str:
 # --- Image folders --------------------------------------------------------------------------------------------------
 
 
-def _list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
+    """All PNG and JPEG files below a folder, sorted; a folder that cannot be read is refused."""
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"The folder {folder} cannot be read: permission denied.")
 
@@ -420,8 +421,8 @@ def _read_image(path: Path) -> np.ndarray:
 # --- Cache ----------------------------------------------------------------------------------------------------------
 
 
-def _stamp(path: Path, files: Sequence[Path] | None) -> str:
-    """Changes whenever the file, or any file of the folder, does: size, and times of content and of inode."""
+def stamp_of(path: Path, files: Sequence[Path] | None) -> str:
+    """A text that changes whenever the file, or any file of the folder, does: size, times of content and of inode."""
     digest = hashlib.sha256(str(CACHE_VERSION).encode())
     for file in files or [path]:
         stat = file.stat()

@@ -17,11 +17,13 @@ from fer_keras.data import CLASS_NAMES, IMAGE_SIZE, USAGES, Faces
 # FER2013's class counts, in the order of `CLASS_NAMES`, and the shares of its official split.
 FER2013_COUNTS = (4953, 547, 5121, 8989, 6077, 4002, 6198)
 USAGE_SHARES = (0.8, 0.1, 0.1)
+# Faces of contempt, which FER2013 lacks, where they are wanted beside those.
+CONTEMPT_COUNT = 3000
 SCALE = 4  # drawn larger, then reduced: smooth lines
 
 # What an expression does to a face at full strength. brow: height (up is positive) and slope (positive: inner ends
 # down); eye: opening; lid: droop; mouth: curve (positive: corners up), opening, width; sneer: one-sided lift of the
-# upper lip and wrinkles beside the nose.
+# upper lip and wrinkles beside the nose. Contempt also lifts one corner of the mouth.
 SHAPES = {
     "angry": {"brow": -0.55, "slope": 0.9, "eye": 0.75, "lid": 0.3, "curve": -0.35, "open": 0.12, "wide": -0.05},
     "disgust": {"brow": -0.3, "slope": 0.35, "eye": 0.5, "lid": 0.3, "curve": -0.45, "open": 0.2, "sneer": 1.0},
@@ -30,16 +32,18 @@ SHAPES = {
     "sad": {"brow": 0.1, "slope": -0.85, "eye": 0.75, "lid": 0.4, "curve": -0.75, "wide": -0.15},
     "surprise": {"brow": 0.95, "slope": -0.1, "eye": 1.6, "curve": 0.0, "open": 1.0, "wide": -0.35},
     "neutral": {},
+    "contempt": {"brow": -0.1, "eye": 0.8, "lid": 0.35, "curve": -0.1},
 }
 REST = {"brow": 0.0, "slope": 0.0, "eye": 1.0, "lid": 0.0, "curve": 0.0, "open": 0.0, "wide": 0.0, "sneer": 0.0}
 
 
-def draw(n: int = 2800, seed: int = 0) -> Faces:
+def draw(n: int = 2800, seed: int = 0, contempt: bool = False) -> Faces:
     """Draw a set of faces, unbalanced like FER2013 and split like it.
 
     Args:
         n: number of faces, at least 140, so that the rarest class has some in each part of the split.
-        seed: two calls with the same `n` and `seed` give the same pixels.
+        seed: two calls with the same arguments give the same pixels.
+        contempt: draw faces of contempt, too, as class 7.
 
     Returns:
         `Faces` with uint8 images (n, 48, 48, 1), shuffled; usage is 80 % Training, 10 % PublicTest, 10 % PrivateTest
@@ -51,29 +55,32 @@ def draw(n: int = 2800, seed: int = 0) -> Faces:
     if n < 140:
         raise ValueError(f"`n` must be at least 140, so that each class is in each part of the split. Received: n={n}")
     rng = np.random.default_rng(seed)
-    counts = np.maximum(10, np.floor(n * np.array(FER2013_COUNTS) / sum(FER2013_COUNTS))).astype(int)
+    names = (*CLASS_NAMES, "contempt") if contempt else CLASS_NAMES
+    wanted = np.array([*FER2013_COUNTS, CONTEMPT_COUNT][: len(names)])
+    counts = np.maximum(10, np.floor(n * wanted / wanted.sum())).astype(int)
     counts[np.argmax(counts)] += n - counts.sum()
-    labels = np.repeat(np.arange(len(CLASS_NAMES)), counts)
+    labels = np.repeat(np.arange(len(names)), counts)
     usage = np.empty(n, "U11")
     for code, count in enumerate(counts):
         tests = max(1, round(count * USAGE_SHARES[1]))
         usage[labels == code] = [USAGES[1]] * tests + [USAGES[2]] * tests + [USAGES[0]] * (count - 2 * tests)
     order = rng.permutation(n)
     labels, usage = labels[order], usage[order]
-    images = np.stack([draw_face(CLASS_NAMES[label], rng) for label in labels])[..., None]
-    return Faces(images, labels, np.arange(n), usage, fingerprint=fingerprint(n, seed))
+    images = np.stack([draw_face(names[label], rng) for label in labels])[..., None]
+    identity = fingerprint(n, seed, contempt)
+    return Faces(images, labels, np.arange(n), usage, class_names=names, fingerprint=identity)
 
 
-def fingerprint(n: int = 2800, seed: int = 0) -> str:
+def fingerprint(n: int = 2800, seed: int = 0, contempt: bool = False) -> str:
     """Identity of what `draw` returns: made from this file, so that other pictures are other data."""
-    return hashlib.sha256(Path(__file__).read_bytes() + f"{n} {seed}".encode()).hexdigest()
+    return hashlib.sha256(Path(__file__).read_bytes() + f"{n} {seed} {contempt}".encode()).hexdigest()
 
 
 def draw_face(expression: str, rng: np.random.Generator, strength: float | None = None) -> np.ndarray:
     """Draw one face.
 
     Args:
-        expression: one of `CLASS_NAMES`.
+        expression: one of `CLASS_NAMES`, or "contempt".
         rng: source of everything that varies.
         strength: how pronounced the expression is, 0–1; drawn from a beta distribution by default.
 
@@ -163,6 +170,8 @@ def draw_face(expression: str, rng: np.random.Generator, strength: float | None 
     mouth_y, mouth_rx = 0.58 + rng.normal(0, 0.02), 0.33 * (1 + 0.55 * shape["wide"])
     x = np.linspace(-1, 1, 15)
     base = mouth_y - 0.14 * shape["curve"] * (x**2 - 0.4)
+    if expression == "contempt":
+        base = base - 0.16 * strength * np.maximum(x, -0.3) ** 2 * (x > -0.3)
     opening = max(shape["open"], 0) * 0.17
     arch = np.sqrt(1 - x**2 * 0.995)
     lift = np.clip(shape["sneer"], 0, 1.3) * 0.09 * np.exp(-((x - 0.45) ** 2) / 0.12)

@@ -20,9 +20,8 @@ AFFECTNET_FOLDERS = ("anger", "contempt", "disgust", "fear", "happy", "neutral",
 
 
 def draw_color(expression: str, rng: np.random.Generator, size: int = SIZE) -> Image.Image:
-    """Draw one face in colour; contempt, which `fer_keras.drawn` does not know, is a weak disgust."""
-    name = {"anger": "angry", "contempt": "disgust"}.get(expression, expression)
-    grey = Image.fromarray(draw_face(name, rng, 0.4 if expression == "contempt" else None))
+    """Draw one face in colour."""
+    grey = Image.fromarray(draw_face({"anger": "angry"}.get(expression, expression), rng))
     return _tint(grey, rng, size)
 
 

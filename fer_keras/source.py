@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,24 @@ from pathlib import Path
 import numpy as np
 
 from fer_keras import convert, drawn, ferplus
-from fer_keras.data import CLASS_NAMES, USAGES, Faces, concatenate, load_fer2013, read_cache, write_cache
+from fer_keras.data import (
+    CLASS_NAMES,
+    USAGES,
+    Faces,
+    concatenate,
+    list_images,
+    load_fer2013,
+    read_cache,
+    stamp_of,
+    write_cache,
+)
 
 EIGHT = (*CLASS_NAMES, "contempt")
 COLORS = {"grey": 1, "rgb": 3}
 LABELS = ("fer2013", "ferplus")
 DATASETS = ("fer2013", "folder")
-# Data sets whose faces can join those that train, each named by a parameter that holds its path; "drawn" needs none.
+# Data sets whose faces can join those that train, each named by a parameter that holds its path; "drawn", which has
+# contempt, too, needs none.
 AUXILIARY = ("affectnet", "expw", "drawn")
 # The parameters that say which faces a run has.
 PARAMETERS = ("data", "drawn_faces", "dataset", "class_map", "num_classes", "color", "labels", "auxiliary")
@@ -99,6 +111,11 @@ def load(
     if auxiliary:
         other = _load_auxiliary(auxiliary, {"affectnet": affectnet, "expw": expw}, drawn_faces)
         faces = join(faces, other, auxiliary)
+    if num_classes == 8 and labels != "ferplus" and not (faces.labels == 7).any():
+        raise ValueError(
+            "`num_classes: 8` needs faces of contempt, and there are none. Add a data set that has some: AffectNet, "
+            "converted with --contempt."
+        )
     return faces
 
 
@@ -112,19 +129,25 @@ def _load_one(data, drawn_faces, dataset, class_map, color):
     return _load_drawn(drawn_faces)
 
 
-def _load_drawn(drawn_faces, seed=0):
-    name = f"drawn-{drawn_faces}" if seed == 0 else f"drawn-{drawn_faces}-{seed}"
-    kept = cache_folder() / f"{name}-{drawn.fingerprint(drawn_faces, seed)[:16]}"
+def _load_drawn(drawn_faces, seed=0, contempt=False):
+    name = f"drawn-{drawn_faces}-{seed}" if contempt else f"drawn-{drawn_faces}"
+    kept = cache_folder() / f"{name}-{drawn.fingerprint(drawn_faces, seed, contempt)[:16]}"
     if (faces := read_cache(kept)) is None:
-        faces = drawn.draw(drawn_faces, seed)
+        faces = drawn.draw(drawn_faces, seed, contempt)
         write_cache(kept, faces)
-    return faces
+    return replace(faces, class_names=EIGHT if contempt else CLASS_NAMES)
 
 
 def _load_folder(folder, class_map, color):
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. `dataset: folder` needs one folder for each class.")
     options = {"class_map": dict(class_map), "color": color or "grey"}
     name = hashlib.sha256(f"{folder.resolve()} {sorted(options['class_map'].items())} {color}".encode()).hexdigest()
-    return convert.convert("folder", folder, cache_folder() / f"folder-{name[:16]}", **options)
+    kept = cache_folder() / f"folder-{name[:16]}-{stamp_of(folder, list_images(folder))[:16]}"
+    for old in cache_folder().glob(f"folder-{name[:16]}-*"):  # of what the folder was before
+        if old != kept:
+            shutil.rmtree(old, ignore_errors=True)
+    return convert.convert("folder", folder, kept, **options)
 
 
 def _needed(name, path):
@@ -153,7 +176,7 @@ def needed(params: Mapping) -> str:
 
 def _load_auxiliary(name, paths, drawn_faces):
     if name == "drawn":
-        return _load_drawn(drawn_faces, seed=1)
+        return _load_drawn(drawn_faces, seed=1, contempt=True)
     path = _needed(name, paths.get(name, ""))
     if not convert.is_converted(path):
         raise ValueError(
@@ -219,11 +242,14 @@ def join(faces: Faces, other: Faces, name: str) -> Faces:
         )
     kept = np.flatnonzero(code[other.labels] >= 0)
     other = other.take(kept) if len(kept) < len(other) else other
+    notes = other.notes
+    if faces.images.shape[-1] > other.images.shape[-1]:
+        notes = (*notes, f"The faces of {name} are grey, so their three channels are equal.")
     other = in_color(other, {1: "grey", 3: "rgb"}[faces.images.shape[-1]])
     usage = np.where(other.usage == USAGES[2], f"test_{name}", name)
     moved = replace(other, labels=code[other.labels], usage=usage, rows=other.rows + faces.rows.max() + 1)
     joined = concatenate([faces, moved])
-    return replace(joined, fingerprint=f"{faces.fingerprint}+{other.fingerprint}", notes=(*faces.notes, *other.notes))
+    return replace(joined, fingerprint=f"{faces.fingerprint}+{other.fingerprint}", notes=(*faces.notes, *notes))
 
 
 def fingerprint_of(params: Mapping, own: str | None = None) -> str:
@@ -240,7 +266,7 @@ def fingerprint_of(params: Mapping, own: str | None = None) -> str:
     if given.get("labels") == "ferplus":
         found.append(ferplus.fingerprint(_needed("ferplus_csv", given.get("ferplus_csv", ""))))
     if given.get("auxiliary") == "drawn":
-        found.append(drawn.fingerprint(given["drawn_faces"], 1))
+        found.append(drawn.fingerprint(given["drawn_faces"], 1, contempt=True))
     elif name := given.get("auxiliary"):
         found.append(_load_auxiliary(name, given, 0).fingerprint)
     return "+".join(found)

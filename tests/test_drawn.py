@@ -4,6 +4,8 @@ import pytest
 from fer_keras.data import CLASS_NAMES, USAGES
 from fer_keras.drawn import FER2013_COUNTS, SHAPES, draw, draw_face, fingerprint
 
+EIGHT = (*CLASS_NAMES, "contempt")
+
 
 @pytest.fixture(scope="module")
 def drawn():
@@ -73,10 +75,17 @@ def test_a_face_of_each_expression_and_strength_can_be_drawn(expression, strengt
 
 
 def test_strength_makes_the_expression():
-    assert set(SHAPES) == set(CLASS_NAMES)
+    assert tuple(sorted(SHAPES)) == tuple(sorted(EIGHT))
     weak, strong = (
-        [draw_face(expression, np.random.default_rng(0), strength) for expression in CLASS_NAMES] for strength in (0, 1)
+        [draw_face(expression, np.random.default_rng(0), strength) for expression in EIGHT] for strength in (0, 1)
     )
     for image in weak[1:]:  # without strength every expression is the neutral face
         np.testing.assert_array_equal(image, weak[0])
-    assert len({image.tobytes() for image in strong}) == len(CLASS_NAMES)
+    assert len({image.tobytes() for image in strong}) == len(EIGHT)
+
+
+def test_contempt_is_drawn_where_it_is_wanted():
+    eight = draw(280, contempt=True)
+    assert eight.class_names == EIGHT and eight.class_counts()["contempt"] > 10
+    assert eight.fingerprint != draw(280).fingerprint
+    assert all((eight.usage[eight.labels == 7] == usage).any() for usage in ("Training", "PublicTest", "PrivateTest"))

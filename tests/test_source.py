@@ -90,8 +90,12 @@ def test_faces_of_another_size_or_of_other_classes_are_refused(faces, others):
 
 def test_a_second_drawn_set_stands_for_another_data_set():
     found = source.load("drawn", 140, auxiliary="drawn")
-    first, second = draw(140, 0), draw(140, 1)
-    np.testing.assert_array_equal(found.images, np.concatenate([first.images, second.images]))
+    first, second = draw(140, 0), draw(140, 1, contempt=True)
+    seven = second.take(second.labels < 7)
+    assert second.class_names == EIGHT and len(seven) < len(second)
+    np.testing.assert_array_equal(found.images, np.concatenate([first.images, seven.images]))
+    eight = source.load("drawn", 140, auxiliary="drawn", num_classes=8)
+    np.testing.assert_array_equal(eight.images, np.concatenate([first.images, second.images]))
     given = {"data": "drawn", "drawn_faces": 140, "auxiliary": "drawn", "epochs": 3}
     assert source.load_for(given).fingerprint == source.fingerprint_of(given) == found.fingerprint
     assert source.fingerprint_of(given, own="a") == "a+" + second.fingerprint
@@ -123,6 +127,10 @@ def test_a_folder_of_ones_own_faces_keeps_its_classes_or_maps_them(folder):
     assert {n: c for n, c in mapped.class_counts().items() if c} == {"happy": 12, "neutral": 12}
     assert source.load(folder, dataset="folder").fingerprint == own.fingerprint
     assert not [path for path in folder.rglob("*") if path.suffix not in (".png", "")], "the source is left alone"
+    (folder / "bored" / "0.png").unlink()
+    assert len(source.load(folder, dataset="folder")) == 23, "a folder that has changed is read anew"
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere\. `dataset: folder` needs"):
+        source.load(folder / "nowhere", dataset="folder")
 
 
 # --- What is wrong or missing -----------------------------------------------------------------------------------------
@@ -140,6 +148,7 @@ def test_a_folder_of_ones_own_faces_keeps_its_classes_or_maps_them(folder):
             {"auxiliary": "affectnet"},
             "needs the parameter `affectnet`: the path of AffectNet as `fer-keras data convert",
         ),
+        ({"num_classes": 8}, "`num_classes: 8` needs faces of contempt, and there are none"),
         ({"labels": "ferplus"}, "needs the parameter `ferplus_csv`"),
         ({"labels": "ferplus", "auxiliary": "drawn"}, "FER.2013's faces only|goes without other data sets"),
     ],
