@@ -338,6 +338,7 @@ def _train(plan: Plan, study: optuna.Study, trial: optuna.Trial, faces: Faces, r
         roles.clear()
         roles[kind] = steps.roles(p, faces)
     parts = roles[kind]
+    augmentation, mixing = steps.augmentation(p, faces.images.shape[1:3]), steps.mixing(p)
     network = steps.network(p, faces)
     for name, folder in folders.items():
         run.check_ancestors(folder, parts["test"], steps.protocol(p))
@@ -347,8 +348,8 @@ def _train(plan: Plan, study: optuna.Study, trial: optuna.Trial, faces: Faces, r
         parts["train"],
         parts["validation"],
         **_arguments(train.fit, one),
-        augmentation=steps.augmentation(p, faces.images.shape[1:3]),
-        mixing=steps.mixing(p),
+        augmentation=augmentation,
+        mixing=mixing,
         draw_labels=p.ferplus_mode == "probability",
         checkpoint=run.checkpoint_path(plan.folder),
         key=key,
