@@ -66,7 +66,7 @@ tune: $(READY)
 search: $(READY)
 	$(CHECK_PLACES)
 	mkdir -p outputs/$(SUITE)/search-$(SEARCH)
-	papermill notebooks/search.ipynb outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb -p suite $(SUITE) -p search $(SEARCH) $(if $(DATA),-p data "$$(realpath "$(DATA)")")
+	papermill notebooks/search.ipynb outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb -p suite $(SUITE) -p search $(SEARCH) $(if $(DATA),-p data "$(if $(filter drawn,$(DATA)),drawn,$$(realpath "$(DATA)"))")
 	fer-keras render outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb
 
 test: $(READY)

@@ -24,7 +24,7 @@ try:
     ALL = {(name, *place): job for name in SUITES for place, job in suites.jobs(name, GIVEN, sweep=SWEEP).items()}
     JOBS = {place: job for place, job in ALL.items() if not job.missing}
     if not JOBS:
-        raise ValueError(f"Every run of {', '.join(SUITES)} needs a path that is not given: {next(iter(ALL.values())).missing}=PATH.")
+        raise ValueError(f"Every run of {', '.join(SUITES)} needs a path that is not given: {next(iter(ALL.values())).missing}.")
     if SWEEP:
         suites.check(JOBS.values())
 except (OSError, ValueError) as error:
@@ -33,7 +33,7 @@ except (OSError, ValueError) as error:
 MADE_BY = {}
 for job in JOBS.values():
     MADE_BY.setdefault(job.key, job)
-LEFT_OUT = [f"{name} (needs {job.missing}=PATH)" for (_, name, _), job in ALL.items() if job.missing]
+LEFT_OUT = [f"{name} (needs {job.missing})" for (_, name, _), job in ALL.items() if job.missing]
 FIRST = next(iter(JOBS.values()))
 OUTPUTS, DATA = FIRST.params["outputs"], FIRST.params["data"]
 # The faces are the same in all suites, and shown once.
@@ -43,8 +43,9 @@ if len(SUITES) > 1:
     REPORTS.append(f"{WORTH}/report.html")
 if SWEEP:
     REPORTS = [f"{OUTPUTS}/{name}/{SWEEP}/report.html" for name in SUITES]
-# Where things are is told to every notebook; it takes what it needs.
-PLACES = " ".join(f"-p {name} {shlex.quote(path)}" for name, path in {**GIVEN, "data": DATA, "outputs": OUTPUTS}.items())
+# Where things are is told to every notebook, which takes what it needs; a file of parameters may say it, too.
+GIVEN = {name: job.params[name] for job in JOBS.values() for name in PATHS if job.params.get(name)} | GIVEN
+PLACES = " ".join(f"-p {name} {shlex.quote(path)}" for name, path in GIVEN.items())
 # As many runs at a time as there are GPUs to share out, each with its part of the cores.
 RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
 # The page that compares the points of a sweep.

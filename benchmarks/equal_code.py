@@ -1,7 +1,8 @@
 """Does the code as it is train what an older commit trained, bit by bit? Then the older runs need not be called stale.
 
 Small runs on drawn faces are trained by both, through the notebook: every resampler, protocol and schedule,
-augmentation, a crop, class weights, bfloat16, a start from another run. If all their weights, histories and rows are
+augmentation, a crop, class weights, bfloat16, a start from another run, and what else the older code has of other data,
+classes, colour, subsets and mixing. If all their weights, histories and rows are
 equal, the older code's hash goes into fer_keras/equal_code.json beside that of the code as it is; the list counts for
 nothing as soon as the code changes again. Run: python benchmarks/equal_code.py COMMIT
 """
@@ -13,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from papermill import inspect_notebook
+
 ROOT = Path(__file__).parent.parent
 HERE = ["-p", "suite", "equal", "-p", "drawn_faces", "280", "-p", "width", "0.03125", "-p", "epochs", "2"]
 RUNS = {
@@ -23,6 +26,10 @@ RUNS = {
     "smote_enn": {"resampling": "smote_enn", "protocol": "study", "class_weight": "balanced"},
     "sgd": {"optimizer": "sgd", "schedule": "plateau", "patience": 2, "l2": 1.0e-4, "monitor": "val_loss"},
     "changed": {"flip": True, "rotation": 10.0, "translation": 0.1, "zoom": 0.1, "label_smoothing": 0.1},
+    "subset": {"resampling": "ros", "subset_per_class": 50, "subset_flip": True, "subset_rotation": 9.0},
+    "contempt": {"auxiliary": "drawn", "num_classes": 8, "starts_from": "tuned", "mixup": 0.2},
+    "rgb": {"auxiliary": "drawn", "auxiliary_alone": True, "color": "rgb", "starts_from": "tuned", "cutmix": 1.0},
+    "noise": {"noise": 8.0, "erasing": 0.5, "randaugment": 0.2},
     "crop": {"crop": 40, "flip": True, "tta": "ten_crop", "precision": "mixed_bfloat16", "dropout": 0.5},
 }
 PRINT = "from fer_keras import run; print(run.source_hash())"
@@ -54,7 +61,11 @@ def main():
         old = Path(temporary, "old")
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", old, sys.argv[1]], cwd=ROOT, check=True)
         try:
+            known = set(inspect_notebook(str(old / "notebooks" / "train.ipynb")))
             for name, given in RUNS.items():
+                if unknown := set(given) - known:
+                    print(f"{name}: the older code has no {', '.join(sorted(unknown))}")
+                    continue
                 words = [word for pair in given.items() for word in ("-p", pair[0], str(pair[1]))]
                 for tree, place in ((old, "there"), (ROOT, "here")):
                     target = Path(temporary, place, f"{name}.ipynb")

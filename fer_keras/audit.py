@@ -79,6 +79,7 @@ def audit(folder: Path, faces: Faces) -> dict:
     own, lineage = run.members(folder), run.trainings(folder)
     before = [path for path in lineage if path not in own]
     trained, older = run.trained_rows(own), run.trained_rows(before)
+    faces = run.with_trained_labels(faces, own)  # which may be others than the source's
     result: dict = {
         "trained": {
             "runs": [path.parent.name for path in lineage],

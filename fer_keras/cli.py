@@ -92,7 +92,8 @@ def _fetch(given):
 
     path, faces = fetch(given.name, given.handle)
     _print_counts(faces)
-    print(f"The faces are at {path}\nUse them: make report DATA={path} SUITE=official")
+    use = f"DATA={path}" if given.name == "fer2013" else f"DATA=/path/to/fer2013.csv {given.name.upper()}={path}"
+    print(f"The faces are at {path}\nUse them: make report {use} SUITE=official")
 
 
 def _pair(text):
@@ -178,7 +179,8 @@ def _audit(given):
             raise ValueError(f"{folder} holds no finished run with its rows. Give one, or two sets of faces.")
         params = run.read_params(folder)
         where = given.data or params.get("data", "")
-        faces = load_for(params | {"data": where})
+        # An ensemble's faces are those of its members.
+        faces = load_for(run.read_params(run.members(folder)[0]) | {"data": where})
         if faces.fingerprint != run.read_environment(folder)["fingerprint"]:
             raise ValueError(f"{where} holds other faces than this run had.")
         found = audit.audit(folder, faces)

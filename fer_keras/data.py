@@ -140,7 +140,7 @@ def load_fer2013(path: str | Path, cache: bool = True) -> Faces:
         raise FileNotFoundError(
             f"There is no file or folder {path}. Give the path of fer2013.csv or of its image folder."
         )
-    files = None if path.is_file() else list_images(path)
+    files = None if path.is_file() else _list_images(path)
     stamp = stamp_of(path, files)
     folder = path.parent if path.is_file() else path
     kept = folder / ".fer_keras" / f"{path.name}-{stamp[:16]}"
@@ -328,8 +328,7 @@ def _describe(text: bytes) -> str:
 # --- Image folders --------------------------------------------------------------------------------------------------
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All PNG and JPEG files below a folder, sorted; a folder that cannot be read is refused."""
+def _list_images(folder: Path) -> list[Path]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"The folder {folder} cannot be read: permission denied.")
 

@@ -213,15 +213,12 @@ def score_by(
     return result
 
 
-def compare(
-    first, second, num_classes: int = len(CLASS_NAMES), confidence: float = 0.95, random_state: int = 0
-) -> dict:
+def compare(first, second, confidence: float = 0.95, random_state: int = 0) -> dict:
     """Compare two runs on the same faces, by paired tests.
 
     Args:
         first, second: predictions of one set by two runs, with rows, labels and probabilities, as from
             `fer_keras.run.read_predictions`.
-        num_classes: number of classes.
         confidence: of the intervals.
         random_state: seed of the bootstrap.
 
@@ -237,6 +234,7 @@ def compare(
         McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
         The intervals are percentile bootstraps over faces (Efron 1979).
     """
+    num_classes = first.probabilities.shape[1]
     if (
         len(first.rows) != len(second.rows)
         or np.any(first.rows != second.rows)

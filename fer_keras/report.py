@@ -89,7 +89,9 @@ def collect(
         own = fingerprint or found[place].get("fingerprint", "").partition("+")[0]
         state = run.state(job.folder, key(place, own) if own else None)
         metrics = run.read_metrics(job.folder) if state != "not run" else None
-        needs = source.needed(job.params) or job.missing
+        needs = source.needed(job.params) or next(
+            (r.needs for r in results if r.needs and (r.experiment, r.seed) in {(n, job.seed) for n in job.needs}), ""
+        )
         results.append(Result(job.experiment, job.seed, job.folder, metrics, state, needs))
     return results
 
@@ -188,7 +190,10 @@ def recalls(results: list[Result]) -> pd.DataFrame:
     runs = scored(results).items()
     return pd.DataFrame(
         {
-            name: {label: 100 * values["recall"] for label, values in metrics["sets"]["test"]["per_class"].items()}
+            name: {
+                label: 100 * values["recall"] if values["support"] else float("nan")
+                for label, values in metrics["sets"]["test"]["per_class"].items()
+            }
             for name, metrics in runs
         }
     )
@@ -265,7 +270,8 @@ def findings(results: list[Result]) -> str:
                 "little about others, and is not ranked."
             )
     shown = main_run(results)
-    hard = sorted(found[shown]["sets"]["test"]["per_class"].items(), key=lambda item: item[1]["recall"])[:3]
+    classes = found[shown]["sets"]["test"]["per_class"].items()
+    hard = sorted((item for item in classes if item[1]["support"]), key=lambda item: item[1]["recall"])[:3]
     lines.append(
         f"Hardest classes of {shown} by recall: "
         + ", ".join(f"{name} {percent(values['recall'])} %" for name, values in hard)

@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,7 +91,8 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     counted = {
         name: value
         for name, value in sorted(params.items())
-        if name not in (*NAMES, *LOCATIONS, *EVALUATION) and value and value not in ("none", USUAL.get(name))
+        if name not in (*NAMES, *LOCATIONS, *EVALUATION)
+        and (value != USUAL[name] if name in USUAL else value and value != "none")
     }
     text = json.dumps([counted, fingerprint, dict(sorted(ancestors.items()))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -362,13 +364,14 @@ def save_metrics(
         audit: which of the scored faces had been seen, from `fer_keras.audit.audit`.
     """
     from fer_keras.evaluate import score, score_by
+    from fer_keras.source import name_of
 
     class_names = read_predictions(folder)[0]
     metrics = {
         "experiment": params["experiment"],
         "suite": params["suite"],
         "seed": params["seed"],
-        "data": "drawn" if params["data"] == "drawn" else params.get("dataset", "fer2013"),
+        "data": name_of(params),
         "protocol": protocol,
         "key": key,
         "class_names": class_names,
@@ -513,6 +516,18 @@ def trained_rows(folders: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     return tuple(found[found >= 0] for found in (np.unique(np.concatenate(rows)) for rows in (themselves, parents)))
 
 
+def with_trained_labels(faces: Faces, folders: Sequence[Path]) -> Faces:
+    """The faces with the labels that they trained these runs with, where they did: FER+'s, for example."""
+    labels = faces.labels.copy()
+    position = np.argsort(faces.rows, kind="stable")
+    for folder in folders:
+        kept = read_arrays(folder / "rows.npz", ("train_rows", "train_labels"))
+        known = np.isin(kept["train_rows"], faces.rows)
+        at = position[np.searchsorted(faces.rows, kept["train_rows"][known], sorter=position)]
+        labels[at] = kept["train_labels"][known]
+    return replace(faces, labels=labels)
+
+
 def ancestor_keys(folders: Mapping[str, Path]) -> dict[str, str]:
     """The key of each run, by experiment; of a file of weights that no run made, its SHA-256."""
     return {
@@ -520,26 +535,40 @@ def ancestor_keys(folders: Mapping[str, Path]) -> dict[str, str]:
     }
 
 
-def check_ancestors(folder: Path, test: Faces, protocol: str) -> None:
+def check_ancestors(folder: Path, parts: Mapping[str, Faces], protocol: str) -> None:
     """Refuse to start from a run that trained on the faces that this one tests, except under the study's protocol.
 
+    Args:
+        folder: the run to start from.
+        parts: faces by role; those that test are "test" and "test_<name>".
+
     Raises:
-        RunError: with the number of shared rows; also if the run was made from another data set.
+        RunError: with the number of shared rows; also if the run was made from other faces under the same name.
     """
     if protocol == "study":
         return
     for ancestor in trainings(folder):
-        # Faces of other data sets follow those of `data`, whose rows are the same with and without them.
-        if (other := read_environment(ancestor)["fingerprint"]).split("+")[0] != test.fingerprint.split("+")[0]:
-            raise RunError(
-                f"{ancestor} was made from other faces (fingerprint {other[:8]}) than this run has "
-                f"({test.fingerprint[:8]}), so their rows cannot be compared. Give both the same `data`."
-            )
-        if len(shared := np.intersect1d(np.union1d(*trained_rows([ancestor])), test.rows)):
-            raise RunError(
-                f"{ancestor} trained on {len(shared)} of the {len(test)} faces that this run tests. "
-                "Start from a run of the same protocol, or say `protocol: study`."
-            )
+        other = _by_source(read_environment(ancestor)["fingerprint"])
+        own = _by_source(parts["test"].fingerprint)
+        for source in other.keys() & own.keys():
+            if other[source] != own[source]:
+                raise RunError(
+                    f"{ancestor} was made from other faces (fingerprint {other[source][:8]}) than this run has "
+                    f"({own[source][:8]}), so their rows cannot be compared. Give both the same `{source or 'data'}`."
+                )
+        rows = np.union1d(*trained_rows([ancestor]))
+        for role, part in parts.items():
+            if role.startswith("test") and len(shared := np.intersect1d(rows, part.rows)):
+                raise RunError(
+                    f"{ancestor} trained on {len(shared)} of the {len(part)} faces that this run tests as {role!r}. "
+                    "Start from a run of the same protocol, or say `protocol: study`."
+                )
+
+
+def _by_source(fingerprint: str) -> dict[str, str]:
+    """The parts of a fingerprint by the name of the data set; that of `data` itself by ""."""
+    own, *others = fingerprint.split("+")
+    return {"": own} | dict(part.split(":") for part in others)
 
 
 def check_members(folders: Mapping[str, Path]) -> list[str]:

@@ -333,7 +333,7 @@ def _train(plan: Plan, study: optuna.Study, trial: optuna.Trial, faces: Faces, r
             return other.value
     began = time.monotonic()
     train.seed_everything(p.seed, p.precision, p.deterministic)
-    kind = (p.resampling, p.subset_per_class, p.subset_flip, p.subset_rotation, p.subset_noise, p.ferplus_mode)
+    kind = tuple(one[name] for name in steps.OF_ROLES)
     if kind not in roles:
         roles.clear()
         roles[kind] = steps.roles(p, faces)
@@ -341,7 +341,7 @@ def _train(plan: Plan, study: optuna.Study, trial: optuna.Trial, faces: Faces, r
     augmentation, mixing = steps.augmentation(p, faces.images.shape[1:3]), steps.mixing(p)
     network = steps.network(p, faces)
     for name, folder in folders.items():
-        run.check_ancestors(folder, parts["test"], steps.protocol(p))
+        run.check_ancestors(folder, parts, steps.protocol(p))
         model.copy_weights(run.load_model(folder), network, name, run.class_names(folder), faces.class_names)
     history = train.fit(
         network,

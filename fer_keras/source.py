@@ -15,12 +15,12 @@ from fer_keras.data import (
     USAGES,
     Faces,
     concatenate,
-    list_images,
     load_fer2013,
     read_cache,
     stamp_of,
     write_cache,
 )
+from fer_keras.listing import SUFFIXES
 
 EIGHT = (*CLASS_NAMES, "contempt")
 COLORS = {"grey": 1, "rgb": 3}
@@ -29,6 +29,7 @@ DATASETS = ("fer2013", "folder")
 # Data sets whose faces can join those that train, each named by a parameter that holds its path; "drawn", which has
 # contempt, too, needs none.
 AUXILIARY = ("affectnet", "expw", "drawn")
+ROWS = 1_000_000
 # The parameters that say which faces a run has.
 PARAMETERS = ("data", "drawn_faces", "dataset", "class_map", "num_classes", "color", "labels", "auxiliary")
 LOCATIONS = ("ferplus_csv", "affectnet", "expw")
@@ -83,7 +84,7 @@ def load(
         affectnet, expw: folders of converted sets.
 
     Returns:
-        `Faces`. Its fingerprint is that of `data`, followed by "+" and that of each file that adds to it.
+        `Faces`. Its fingerprint is that of `data`, followed by "+<name>:" and that of what adds to it.
 
     Raises:
         ValueError: if a value is unknown or a path is needed and empty.
@@ -102,7 +103,8 @@ def load(
     faces = _load_one(data, drawn_faces, dataset, class_map, color)
     if labels == "ferplus":
         faces = replace(
-            faces, fingerprint=f"{faces.fingerprint}+{ferplus.fingerprint(_needed('ferplus_csv', ferplus_csv))}"
+            faces,
+            fingerprint=f"{faces.fingerprint}+ferplus:{ferplus.fingerprint(_needed('ferplus_csv', ferplus_csv))}",
         )
         num_classes = 8
     if faces.class_names in (CLASS_NAMES, EIGHT) or num_classes == 8:  # other classes stay as they are
@@ -141,9 +143,10 @@ def _load_drawn(drawn_faces, seed=0, contempt=False):
 def _load_folder(folder, class_map, color):
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. `dataset: folder` needs one folder for each class.")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     options = {"class_map": dict(class_map), "color": color or "grey"}
     name = hashlib.sha256(f"{folder.resolve()} {sorted(options['class_map'].items())} {color}".encode()).hexdigest()
-    kept = cache_folder() / f"folder-{name[:16]}-{stamp_of(folder, list_images(folder))[:16]}"
+    kept = cache_folder() / f"folder-{name[:16]}-{stamp_of(folder, files)[:16]}"
     for old in cache_folder().glob(f"folder-{name[:16]}-*"):  # of what the folder was before
         if old != kept:
             shutil.rmtree(old, ignore_errors=True)
@@ -174,6 +177,31 @@ def needed(params: Mapping) -> str:
     return params["auxiliary"] if params.get("auxiliary") in NEEDS else ""
 
 
+def lacks(params: Mapping) -> str:
+    """What this run needs and does not have, for the sentence "needs …"; "" if it has all."""
+    name = needed(params)
+    if not name:
+        return ""
+    path = params.get(name)
+    if not path:
+        return f"{name}=PATH"
+    if name in AUXILIARY and convert.is_converted(path):
+        info = convert.read_info(path)
+        if params.get("num_classes") == 8 and EIGHT[-1] not in info["class_names"]:
+            return f"{name} converted with --contempt"
+        if params.get("color") == "rgb" and info["options"]["color"] != "rgb":
+            return f"{name} converted with --color rgb"
+    return ""
+
+
+def name_of(params: Mapping) -> str:
+    """What the faces of a run are called: "fer2013", "drawn", "folder", or the kind of a converted set."""
+    data = str(params["data"])
+    if data == "drawn" or not convert.is_converted(data):
+        return "drawn" if data == "drawn" else params.get("dataset", "fer2013")
+    return convert.read_info(data)["kind"]
+
+
 def _load_auxiliary(name, paths, drawn_faces):
     if name == "drawn":
         return _load_drawn(drawn_faces, seed=1, contempt=True)
@@ -182,6 +210,8 @@ def _load_auxiliary(name, paths, drawn_faces):
         raise ValueError(
             f"{path} holds no converted data set. Convert it first: fer-keras data convert {name} SOURCE {path}"
         )
+    if (kind := convert.read_info(path)["kind"]) != name:
+        raise ValueError(f"{path} holds a converted {kind}, and is given as {name}.")
     return convert.load(path)
 
 
@@ -200,7 +230,9 @@ def with_classes(faces: Faces, num_classes: int) -> Faces:
         )
     if num_classes == 8:
         return replace(faces, class_names=EIGHT)
-    return replace(faces.take(faces.labels < len(CLASS_NAMES)), class_names=CLASS_NAMES)
+    seven = faces.take(faces.labels < len(CLASS_NAMES))
+    note = f"{len(faces) - len(seven):,} faces of contempt are left out: `num_classes` is 7."
+    return replace(seven, class_names=CLASS_NAMES, notes=(*faces.notes, note))
 
 
 def in_color(faces: Faces, color: str) -> Faces:
@@ -247,9 +279,13 @@ def join(faces: Faces, other: Faces, name: str) -> Faces:
         notes = (*notes, f"The faces of {name} are grey, so their three channels are equal.")
     other = in_color(other, {1: "grey", 3: "rgb"}[faces.images.shape[-1]])
     usage = np.where(other.usage == USAGES[2], f"test_{name}", name)
-    moved = replace(other, labels=code[other.labels], usage=usage, rows=other.rows + faces.rows.max() + 1)
+    if len(other) and other.rows.max() >= ROWS:
+        raise ValueError(f"{name} has more than {ROWS:,} faces, more than can join others.")
+    # Every data set has row numbers of its own, so that runs with different ones can be told apart.
+    first = (int(faces.rows.max()) // ROWS + 1 + AUXILIARY.index(name)) * ROWS
+    moved = replace(other, labels=code[other.labels], usage=usage, rows=other.rows + first)
     joined = concatenate([faces, moved])
-    return replace(joined, fingerprint=f"{faces.fingerprint}+{other.fingerprint}", notes=(*faces.notes, *notes))
+    return replace(joined, fingerprint=f"{faces.fingerprint}+{name}:{other.fingerprint}", notes=(*faces.notes, *notes))
 
 
 def fingerprint_of(params: Mapping, own: str | None = None) -> str:
@@ -262,14 +298,14 @@ def fingerprint_of(params: Mapping, own: str | None = None) -> str:
     if own is None:
         drawn_too = str(given["data"]) == "drawn"
         own = drawn.fingerprint(given["drawn_faces"]) if drawn_too else load(**_only(given)).fingerprint
-    found = [own]
+    found = own
     if given.get("labels") == "ferplus":
-        found.append(ferplus.fingerprint(_needed("ferplus_csv", given.get("ferplus_csv", ""))))
+        found += f"+ferplus:{ferplus.fingerprint(_needed('ferplus_csv', given.get('ferplus_csv', '')))}"
     if given.get("auxiliary") == "drawn":
-        found.append(drawn.fingerprint(given["drawn_faces"], 1, contempt=True))
+        found += f"+drawn:{drawn.fingerprint(given['drawn_faces'], 1, contempt=True)}"
     elif name := given.get("auxiliary"):
-        found.append(_load_auxiliary(name, given, 0).fingerprint)
-    return "+".join(found)
+        found += f"+{name}:{_load_auxiliary(name, given, 0).fingerprint}"
+    return found
 
 
 def _only(given):

@@ -14,6 +14,22 @@ from fer_keras.data import Faces
 from fer_keras.roles import assign_roles
 from fer_keras.split import effective_protocol
 
+# The parameters that `roles` reads.
+OF_ROLES = (
+    "protocol",
+    "resampling",
+    "seed",
+    "labels",
+    "ferplus_csv",
+    "ferplus_mode",
+    "auxiliary",
+    "auxiliary_alone",
+    "subset_per_class",
+    "subset_flip",
+    "subset_rotation",
+    "subset_noise",
+)
+
 
 def protocol(p: SimpleNamespace) -> str:
     """The protocol that the run says it used, see `fer_keras.split.effective_protocol`."""

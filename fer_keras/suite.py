@@ -40,8 +40,8 @@ PAGES = ("explore", "report")
 class Job:
     """One run of a suite: its resolved parameters, notebook, folder, the runs it needs, and its key.
 
-    `experiment` is its place in the suite's folder: the experiment's name, or `<sweep>/<point>`. `missing` names the
-    parameter, a path, without which it, or a run that it needs, cannot be made.
+    `experiment` is its place in the suite's folder: the experiment's name, or `<sweep>/<point>`. `missing` says what
+    it, or a run that it needs, needs and does not have: a path, or a data set converted otherwise.
     """
 
     experiment: str
@@ -95,10 +95,14 @@ def jobs(
         resolved |= {(name, seed): resolve(name, {"seed": seed}) for name in content["experiments"]}
         if sweep:
             resolved |= _points(varied, seed, resolve)
+    if any(one.get("dataset", "fer2013") != "fer2013" for _, one in resolved.values()):
+        raise params.ParameterError(
+            "`dataset: folder` goes with single runs. For a suite, convert the folder once, `fer-keras data convert "
+            "folder SOURCE TARGET`, and give TARGET as `data`."
+        )
     if fingerprint is None:
         first = next(iter(resolved.values()))[1]
-        own = {name: first[name] for name in ("data", "drawn_faces", "dataset", "class_map", "color") if name in first}
-        fingerprint = source.fingerprint_of(own)
+        fingerprint = source.fingerprint_of({name: first[name] for name in ("data", "drawn_faces")})
     found: dict[tuple[str, int], Job] = {}
 
     def add(name, seed, needed_by=()):
@@ -114,8 +118,7 @@ def jobs(
         )
         for other in needs:
             add(other, seed, (*needed_by, name))
-        needed = source.needed(one)
-        missing = needed if needed and not one.get(needed) else ""
+        missing = source.lacks(one)
         before = {other: found[other, seed].key for other in needs}
         if "checkpoint" in one and not missing:
             before["checkpoint"] = run.file_hash(Path(one["checkpoint"]).expanduser())

@@ -100,9 +100,13 @@ def build_optimizer(
 
 
 def balanced_class_weight(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Weights n / (num_classes · count) by which each class counts the same in the loss; 0 for an empty one."""
-    counts = np.bincount(labels, minlength=num_classes)
-    weights = len(labels) / (num_classes * np.maximum(counts, 1))
+    """Weights n / (num_classes · count) by which each class counts the same in the loss; 0 for an empty one.
+
+    Args:
+        labels: int (n,), or distributions over the classes, float (n, num_classes), whose sums are then the counts.
+    """
+    counts = np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(axis=0)
+    weights = len(labels) / (num_classes * np.where(counts, counts, 1))
     return np.where(counts, weights, 0.0).astype("float32")
 
 
@@ -266,6 +270,10 @@ def check(p) -> None:
     """
     choose("monitor", p.monitor, MONITORS)
     choose("class_weight", p.class_weight, CLASS_WEIGHTS)
+    if p.class_weight != "none" and any(getattr(p, name, None) for name in ("mixup", "cutmix", "mixing")):
+        raise ValueError(
+            "Mixed faces have no class of their own to weigh: `class_weight: balanced` goes without mixing."
+        )
     if p.epochs < 1 or p.batch_size < 1 or p.patience < 0 or not 0 <= p.label_smoothing < 1:
         raise ValueError(
             "`epochs` and `batch_size` must be at least 1, `patience` ≥ 0, `label_smoothing` in [0, 1). Received: "
@@ -340,11 +348,6 @@ def fit(
     if not len(train) or not len(validation):
         raise ValueError(f"Training needs faces. Received: {len(train)} to train, {len(validation)} to validate")
 
-    if mixing is not None and class_weight != "none":
-        raise ValueError(
-            "Mixed faces have no class of their own to weigh: `class_weight: balanced` goes without mixing."
-        )
-
     num_classes = model.output_shape[-1]
     stop = callbacks.EarlyStopping(
         monitor, mode=MONITORS[monitor], patience=patience or epochs, restore_best_weights=True
@@ -359,7 +362,8 @@ def fit(
 
     resident = train.images.nbytes + validation.images.nbytes <= device_bytes
     shared = {"num_classes": num_classes, "batch_size": batch_size, "resident": resident}
-    weights = balanced_class_weight(train.labels, num_classes) if class_weight == "balanced" else None
+    soft = train.labels if train.targets is None else train.targets
+    weights = balanced_class_weight(soft, num_classes) if class_weight == "balanced" else None
     rows = Rows(train, class_weight=weights, drawn=draw_labels, mixed=mixing is not None, **shared)
     order = callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: rows.shuffle(seed, epoch))
     scored = Rows(validation, first=len(train), **shared)

@@ -164,7 +164,8 @@ def hardest(results: Sequence[Result], count: int = 3) -> pd.DataFrame:
     rows = {}
     for protocol, result in main_runs(results).items():
         classes = result.metrics["sets"]["test"]["per_class"]
-        lowest = sorted(classes, key=lambda name: classes[name]["recall"])[:count]
+        tested = [name for name in classes if classes[name]["support"]]
+        lowest = sorted(tested, key=lambda name: classes[name]["recall"])[:count]
         rows[f"{result.experiment} ({protocol})"] = {
             "lowest recall": ", ".join(f"{name} {percent(classes[name]['recall'])} %" for name in lowest),
             "also in the study": ", ".join(name for name in lowest if name in STUDY_HARDEST) or "none",

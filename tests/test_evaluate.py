@@ -210,7 +210,7 @@ def test_mcnemars_exact_test_on_a_table_from_the_literature():
     # Both right 59, only the first 6, only the second 16, none 80 (a worked example of the exact test): p = 0.0525.
     first = run_of([1] * 59 + [1] * 6 + [0] * 16 + [0] * 80)
     second = run_of([1] * 59 + [0] * 6 + [1] * 16 + [0] * 80)
-    found = evaluate.compare(first, second, num_classes=3)
+    found = evaluate.compare(first, second)
     tail = sum(math.comb(22, k) for k in range(7)) / 2**22
     assert found["p_value"] == pytest.approx(2 * tail) and (found["only_first"], found["only_second"]) == (6, 16)
     assert found["within_noise"], "as the test says, whatever the interval"
@@ -220,7 +220,7 @@ def test_mcnemars_exact_test_on_a_table_from_the_literature():
 def test_the_interval_of_the_difference_is_scipys_paired_bootstrap():
     rng = np.random.default_rng(0)
     first, second = rng.random(800) < 0.6, rng.random(800) < 0.65
-    found = evaluate.compare(run_of(first), run_of(second), num_classes=3)["top1"]
+    found = evaluate.compare(run_of(first), run_of(second))["top1"]
     expected = stats.bootstrap(
         (first.astype(float), second.astype(float)),
         lambda a, b, axis: (b - a).mean(axis=axis),
@@ -236,21 +236,35 @@ def test_the_difference_of_balanced_accuracy_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     labels = rng.choice(3, 400, p=[0.8, 0.15, 0.05])
     first, second = run_of(rng.random(400) < 0.6, labels), run_of(rng.random(400) < 0.7, labels)
-    found = evaluate.compare(first, second, num_classes=3)["balanced_accuracy"]
+    found = evaluate.compare(first, second)["balanced_accuracy"]
     expected = [metrics.balanced_accuracy_score(labels, part.probabilities.argmax(axis=1)) for part in (first, second)]
     assert found["difference"] == pytest.approx(expected[1] - expected[0])
     assert found["interval"][0] < found["difference"] < found["interval"][1]
-    top1 = evaluate.compare(first, second, num_classes=3)["top1"]["interval"]
+    top1 = evaluate.compare(first, second)["top1"]["interval"]
     assert np.ptp(found["interval"]) > np.ptp(top1), "rare classes make it wider"
 
 
 def test_equal_runs_do_not_differ_and_very_different_ones_do():
     half = np.arange(400) % 2 == 0
-    same = evaluate.compare(run_of(half), run_of(half), num_classes=3)
+    same = evaluate.compare(run_of(half), run_of(half))
     assert same["p_value"] == 1 and same["within_noise"] and same["top1"] == {"difference": 0, "interval": [0, 0]}
-    other = evaluate.compare(run_of(half), run_of(np.arange(400) % 4 != 1), num_classes=3)
+    other = evaluate.compare(run_of(half), run_of(np.arange(400) % 4 != 1))
     assert other["p_value"] < 1e-20 and not other["within_noise"] and other["top1"]["interval"][0] > 0.15
-    assert evaluate.compare(run_of(half), run_of(half), num_classes=7)["balanced_accuracy"]["difference"] == 0
+    assert evaluate.compare(run_of(half), run_of(half))["balanced_accuracy"]["difference"] == 0
+
+
+def test_faces_of_fewer_classes_than_the_network_has_are_compared_alike():
+    hits = np.arange(90) % 3 > 0, np.arange(90) % 2 > 0
+    narrow = [run_of(one, labels=np.arange(90) % 2) for one in hits]
+    wide = [
+        SimpleNamespace(**(vars(one) | {"probabilities": np.pad(one.probabilities, ((0, 0), (0, 5)))}))
+        for one in narrow
+    ]
+    found, expected = evaluate.compare(*wide), evaluate.compare(*narrow)
+    for name in ("top1", "balanced_accuracy"):
+        assert found[name]["difference"] == pytest.approx(expected[name]["difference"])
+        assert np.isfinite(found[name]["interval"]).all()
+    assert found["p_value"] == expected["p_value"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +277,7 @@ def test_equal_runs_do_not_differ_and_very_different_ones_do():
 )
 def test_runs_on_other_faces_are_not_compared(second, message):
     with pytest.raises(ValueError, match=f"Only runs that were scored on the same faces.*{message}"):
-        evaluate.compare(run_of([1, 0, 1]), second, num_classes=3)
+        evaluate.compare(run_of([1, 0, 1]), second)
 
 
 # --- Calibration ----------------------------------------------------------------------------------------------------

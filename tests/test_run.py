@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_keras import data, evaluate, model, resample, roles, run, split
+from fer_keras import data, evaluate, model, resample, roles, run, source, split
 from fer_keras.data import CLASS_NAMES
 from fer_keras.params import EVALUATION, LOCATIONS, NAMES, PARAMETERS
 
@@ -443,21 +443,46 @@ def test_trainings_are_the_runs_that_fitted_weights_and_members_those_that_are_a
 
 def test_a_run_whose_ancestor_trained_on_its_test_faces_is_refused_except_under_study(faces, family):
     parts = split.split_official(faces)
-    run.check_ancestors(family["tuned"], parts["test"], "official")
+    run.check_ancestors(family["tuned"], {"test": parts["test"]}, "official")
     trained = run.load_roles(family["ros"], faces)["train"].rows
     shared = len(np.intersect1d(trained, parts["test"].rows))
     with pytest.raises(run.RunError, match=rf"ros.* trained on {shared} of the {len(parts['test'])} faces"):
-        run.check_ancestors(family["ros"], parts["test"], "official")
+        run.check_ancestors(family["ros"], {"test": parts["test"]}, "official")
     with pytest.raises(run.RunError, match=r"tuned.* trained on 5 of the 5 faces"):
-        run.check_ancestors(family["tuned"], parts["train"].take(slice(0, 5)), "official")
+        run.check_ancestors(family["tuned"], {"test": parts["train"].take(slice(0, 5))}, "official")
     with pytest.raises(run.RunError, match=r"ros.* trained on"):
-        run.check_ancestors(family["ensemble"], parts["test"], "official")
-    run.check_ancestors(family["ros"], parts["test"], "study")
+        run.check_ancestors(family["ensemble"], {"test": parts["test"]}, "official")
+    run.check_ancestors(family["ros"], {"test": parts["test"]}, "study")
+
+
+def test_another_data_set_under_the_same_name_is_refused_and_its_own_test_faces_count(faces, tmp_path):
+    joined = source.load("drawn", 280, auxiliary="drawn")
+    parts = roles.assign_roles(joined, "official", "none", 0)
+    folder = finish(tmp_path, "auxiliary", parts, starts_from="")
+    run.check_ancestors(folder, parts, "official")
+    run.check_ancestors(folder, split.split_official(faces), "official")  # the same `data` alone
+    own, other = joined.fingerprint.split("+")
+    changed = {role: replace(part, fingerprint=f"{own}+drawn:0123") for role, part in parts.items()}
+    with pytest.raises(run.RunError, match=r"this run has \(0123\).* Give both the same `drawn`"):
+        run.check_ancestors(folder, changed, "official")
+    assert other.startswith("drawn:")
+    seen = parts | {"test_drawn": parts["train"].take(parts["train"].usage == "drawn")}
+    with pytest.raises(run.RunError, match="that this run tests as 'test_drawn'"):
+        run.check_ancestors(folder, seen, "official")
+
+
+def test_an_audit_knows_the_labels_that_trained(faces, tmp_path):
+    train = replace(faces.take(slice(10, 30)), labels=np.full(20, 6))
+    folder = finish(tmp_path, "a", {"train": train}, starts_from="")
+    mixed = faces.take(np.random.default_rng(0).permutation(len(faces)))
+    found = run.with_trained_labels(mixed, [folder])
+    trained = np.isin(mixed.rows, train.rows)
+    assert (found.labels[trained] == 6).all() and np.array_equal(found.labels[~trained], mixed.labels[~trained])
 
 
 def test_a_run_made_from_other_faces_is_refused(faces, family):
     with pytest.raises(run.RunError, match=r"made from other faces \(fingerprint .* Give both the same `data`"):
-        run.check_ancestors(family["tuned"], replace(faces, fingerprint="0123456789"), "official")
+        run.check_ancestors(family["tuned"], {"test": replace(faces, fingerprint="0123456789")}, "official")
 
 
 def test_what_chose_the_members_chose_the_ensemble():
@@ -473,9 +498,9 @@ def test_training_on_an_interpolation_of_a_test_face_counts(faces, tmp_path):
     balanced = resample.resample(faces, "smote")
     synthetic = balanced.take(balanced.rows < 0)
     folder = finish(tmp_path, "tuned", {"train": synthetic})
-    run.check_ancestors(folder, faces.take(~np.isin(faces.rows, synthetic.parents)), "official")
+    run.check_ancestors(folder, {"test": faces.take(~np.isin(faces.rows, synthetic.parents))}, "official")
     with pytest.raises(run.RunError, match="trained on 2 of the 2 faces"):
-        run.check_ancestors(folder, faces.take(synthetic.parents[0]), "official")
+        run.check_ancestors(folder, {"test": faces.take(synthetic.parents[0])}, "official")
 
 
 def test_members_must_have_one_class_order(faces, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_keras import source
+from fer_keras import convert, source
 from fer_keras.data import CLASS_NAMES, Faces, load_fer2013
 from fer_keras.drawn import draw, draw_face
 from fer_keras.source import EIGHT
@@ -68,10 +68,11 @@ def test_the_faces_of_another_data_set_follow_by_class_name_in_grey(faces, other
     kept = others.labels != 2  # contempt is none of the seven
     expected = [["neutral", "happy"][label] for label in others.labels[kept]]
     assert [CLASS_NAMES[label] for label in new.labels] == expected
-    assert (new.rows == len(faces) + others.rows[kept]).all() and len(set(joined.rows)) == len(joined)
+    assert (new.rows == 1_000_000 + others.rows[kept]).all() and len(set(joined.rows)) == len(joined)
+    assert not set(source.join(faces, others, "expw").rows[len(faces) :]) & set(new.rows), "each set has its own rows"
     assert new.usage.tolist() == ["test_affectnet" if u == "PrivateTest" else "affectnet" for u in others.usage[kept]]
     np.testing.assert_array_equal(new.images, source.in_color(others.take(kept), "grey").images)
-    assert joined.fingerprint == f"{faces.fingerprint}+b" and joined.notes == (*faces.notes, "other")
+    assert joined.fingerprint == f"{faces.fingerprint}+affectnet:b" and joined.notes == (*faces.notes, "other")
 
 
 def test_with_eight_classes_and_colour_nothing_is_lost(faces, others):
@@ -98,7 +99,7 @@ def test_a_second_drawn_set_stands_for_another_data_set():
     np.testing.assert_array_equal(eight.images, np.concatenate([first.images, second.images]))
     given = {"data": "drawn", "drawn_faces": 140, "auxiliary": "drawn", "epochs": 3}
     assert source.load_for(given).fingerprint == source.fingerprint_of(given) == found.fingerprint
-    assert source.fingerprint_of(given, own="a") == "a+" + second.fingerprint
+    assert source.fingerprint_of(given, own="a") == "a+drawn:" + second.fingerprint
     assert set(found.usage) == {"Training", "PublicTest", "PrivateTest", "drawn", "test_drawn"}
 
 
@@ -164,6 +165,18 @@ def test_a_path_that_holds_no_converted_set_is_told(tmp_path):
         source.load("drawn", 140, auxiliary="expw", expw=tmp_path)
 
 
+def test_a_set_of_another_kind_or_converted_otherwise_is_told(folder, tmp_path):
+    convert.convert("folder", folder, tmp_path / "converted", progress=False)
+    with pytest.raises(ValueError, match="holds a converted folder, and is given as expw"):
+        source.load("drawn", 140, auxiliary="expw", expw=tmp_path / "converted")
+    given = {"auxiliary": "affectnet", "affectnet": str(tmp_path / "converted")}
+    assert source.lacks(given) == "" and source.lacks({"auxiliary": "affectnet"}) == "affectnet=PATH"
+    assert source.lacks(given | {"num_classes": 8}) == "affectnet converted with --contempt"
+    assert source.lacks(given | {"color": "rgb"}) == "affectnet converted with --color rgb"
+    assert source.name_of({"data": str(tmp_path / "converted")}) == "folder"
+    assert [source.name_of({"data": data}) for data in ("drawn", "fer2013.csv")] == ["drawn", "fer2013"]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -184,5 +197,5 @@ def test_real_faces_with_ferplus_labels_have_eight_classes(real_csv):
     votes = Path(os.environ["FER_KERAS_TEST_DATA"], "fer2013", "fer2013new.csv")
     found = source.load(real_csv, labels="ferplus", ferplus_csv=votes)
     own = load_fer2013(real_csv)
-    assert found.class_names == EIGHT and found.fingerprint.startswith(own.fingerprint + "+")
+    assert found.class_names == EIGHT and found.fingerprint.startswith(own.fingerprint + "+ferplus:")
     assert np.array_equal(found.labels, own.labels)

@@ -72,11 +72,11 @@ def test_a_run_without_the_path_that_it_needs_is_left_out_and_so_is_what_starts_
     missing = {name: job.missing for (name, _), job in suite.jobs("more", folder=folder, fingerprint="f").items()}
     assert missing == {
         "tuned": "",
-        "contempt": "affectnet",
-        "rgb": "affectnet",
-        "expw": "expw",
-        "pytorch": "checkpoint",
-        "ferplus-majority": "ferplus_csv",
+        "contempt": "affectnet=PATH",
+        "rgb": "affectnet=PATH",
+        "expw": "expw=PATH",
+        "pytorch": "checkpoint=PATH",
+        "ferplus-majority": "ferplus_csv=PATH",
     }
     given = {"ferplus_csv": str(tmp_path / "votes.csv"), "checkpoint": str(tmp_path / "weights.pt")}
     for path in given.values():
