@@ -79,6 +79,28 @@ def main(arguments: list[str] | None = None) -> int:
     tables.add_argument("--outputs", default="outputs/published")
     tables.set_defaults(call=_tables)
 
+    predict = commands.add_parser(
+        "predict",
+        help="expressions of the faces in images, folders, videos or the camera",
+        description="Find the faces in pictures and tell their expressions. What cannot be read is listed at the end, "
+        "and the others are still analysed.",
+    )
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, video, or 0 for the first camera")
+    predict.add_argument("--model", default="compact", help="an .onnx file or a run's folder; default the best run")
+    predict.add_argument("--outputs", default="outputs", help="where the best run is looked for")
+    predict.add_argument("--detector", default="auto", choices=["auto", "yunet", "haar", "whole"])
+    predict.add_argument("--align", action="store_true", help="turn faces so that their eyes are level")
+    predict.add_argument("--every", type=_count, default=1, metavar="N", help="of videos, each N-th frame")
+    predict.add_argument("--csv", type=Path, help="write a row for each face")
+    predict.add_argument("--json", type=Path, help="write everything, also what could not be read")
+    predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the pictures with boxes and names")
+    predict.set_defaults(call=_predict)
+
+    export = commands.add_parser("export", help="write a run's model as an ONNX file that needs nothing else")
+    export.add_argument("run", help="the folder of a finished run")
+    export.add_argument("file", type=Path, nargs="?", help="default RUN/model.onnx")
+    export.set_defaults(call=_export)
+
     given = parser.parse_args(arguments)
     try:
         return given.call(given) or 0
@@ -100,6 +122,12 @@ def _pair(text):
     if not (folder and equals and name):
         raise argparse.ArgumentTypeError(f"expected FOLDER=CLASS, received {text!r}")
     return folder, name
+
+
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text!r}")
+    return int(text)
 
 
 def _convert(given):
@@ -245,6 +273,65 @@ def _tables(given):
     text = given.file.read_text(encoding="utf-8")
     write_text(given.file, fill_tables(text, given.outputs))
     print(given.file)
+
+
+def _predict(given):
+    from fer_keras import predict
+    from fer_keras.classifier import ExpressionClassifier
+
+    for path in filter(None, (given.csv, given.json)):
+        predict.check_writable(path)
+    found, results = predict.sources(given.paths)
+    annotations = predict.Annotations(given.annotate, found) if given.annotate else None
+    classifier = ExpressionClassifier(given.model, given.detector, given.align, outputs=given.outputs)
+    print(*classifier.notes[:1], classifier.describe(), sep="\n", file=sys.stderr)
+    with predict.progress_bar(sys.stderr.isatty()) as (report, show):
+        show(predict.heading())
+        analysis = predict.analyze(found, classifier, given.every, report, keep_images=bool(annotations))
+        try:
+            for result in analysis:
+                results.append(result)
+                if not result.failure:
+                    show(predict.line(result))
+                if result.image is not None and annotations:
+                    try:
+                        annotations.write(result)
+                    except OSError as error:
+                        reason = f"its annotated picture cannot be written: {error.strerror or error}"
+                        results.append(predict.Result(result.source, result.frame, failure=reason))
+                    result.image = None
+        except KeyboardInterrupt:  # how a camera ends; what was seen is kept
+            print("fer-keras: interrupted.", file=sys.stderr)
+        finally:
+            analysis.close()
+    return _write_predictions(given, results, classifier)
+
+
+def _write_predictions(given, results, classifier):
+    from fer_keras import predict
+
+    seen, failures = [r for r in results if not r.failure], [r for r in results if r.failure]
+    names = classifier.class_names
+    if given.csv or given.json:
+        from fer_keras.run import write_json, write_text
+    if given.csv:
+        write_text(given.csv, predict.csv_text([row for r in seen for row in predict.rows(r, names)], names))
+    if given.json:
+        content = {"model": classifier.about, "detector": classifier.detector}
+        content |= {"pictures": [predict.as_json(r) for r in seen]}
+        write_json(given.json, content | {"failures": [{"file": r.source.name, "reason": r.failure} for r in failures]})
+    number = sum(len(r.faces) for r in seen)
+    print(f"{number:,} face{'' if number == 1 else 's'} in {len(seen):,} picture{'' if len(seen) == 1 else 's'}.")
+    if failures:
+        listed = "".join(f"\n  {r.source.name}: {r.failure}" for r in failures)
+        print(f"fer-keras: could not be read or written, {len(failures):,}:{listed}", file=sys.stderr)
+    return 0 if seen else 1
+
+
+def _export(given):
+    from fer_keras.export import to_onnx
+
+    print(to_onnx(given.run, given.file))
 
 
 if __name__ == "__main__":
