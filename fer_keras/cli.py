@@ -276,6 +276,8 @@ def _tables(given):
 
 
 def _predict(given):
+    import warnings
+
     from fer_keras import predict
     from fer_keras.classifier import ExpressionClassifier
 
@@ -285,47 +287,56 @@ def _predict(given):
     annotations = predict.Annotations(given.annotate, found) if given.annotate else None
     classifier = ExpressionClassifier(given.model, given.detector, given.align, outputs=given.outputs)
     print(*classifier.notes[:1], classifier.describe(), sep="\n", file=sys.stderr)
-    with predict.progress_bar(sys.stderr.isatty()) as (report, show):
+    pictures = number = 0
+    with predict.progress_bar(sys.stderr.isatty()) as (report, show), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's on large pictures and odd EXIF data: what matters becomes a reason
         show(predict.heading())
         analysis = predict.analyze(found, classifier, given.every, report, keep_images=bool(annotations))
         try:
             for result in analysis:
-                results.append(result)
-                if not result.failure:
-                    show(predict.line(result))
-                if result.image is not None and annotations:
+                if result.failure:
+                    results.append(result)
+                    continue
+                pictures, number = pictures + 1, number + len(result.faces)
+                show(predict.line(result))
+                if annotations:
                     try:
                         annotations.write(result)
                     except OSError as error:
                         reason = f"its annotated picture cannot be written: {error.strerror or error}"
                         results.append(predict.Result(result.source, result.frame, failure=reason))
                     result.image = None
+                if given.csv or given.json:  # else a camera may run for days
+                    results.append(result)
         except KeyboardInterrupt:  # how a camera ends; what was seen is kept
             print("fer-keras: interrupted.", file=sys.stderr)
         finally:
             analysis.close()
-    return _write_predictions(given, results, classifier)
+    _write_predictions(given, results, classifier)
+    print(f"{number:,} face{'' if number == 1 else 's'} in {pictures:,} picture{'' if pictures == 1 else 's'}.")
+    failures = [result for result in results if result.failure]
+    if failures:
+        listed = "".join(f"\n  {result.source.name}: {result.failure}" for result in failures)
+        print(f"fer-keras: {len(failures):,} could not be read or written:{listed}", file=sys.stderr)
+    return 0 if pictures else 1
 
 
 def _write_predictions(given, results, classifier):
     from fer_keras import predict
 
-    seen, failures = [r for r in results if not r.failure], [r for r in results if r.failure]
-    names = classifier.class_names
-    if given.csv or given.json:
-        from fer_keras.run import write_json, write_text
+    if not (given.csv or given.json):
+        return
+    from fer_keras.run import write_json, write_text
+
+    seen, names = [result for result in results if not result.failure], classifier.class_names
     if given.csv:
-        write_text(given.csv, predict.csv_text([row for r in seen for row in predict.rows(r, names)], names))
+        rows = [row for result in seen for row in predict.rows(result, names)]
+        write_text(given.csv, predict.csv_text(rows, names))
     if given.json:
         content = {"model": classifier.about, "detector": classifier.detector}
-        content |= {"pictures": [predict.as_json(r) for r in seen]}
-        write_json(given.json, content | {"failures": [{"file": r.source.name, "reason": r.failure} for r in failures]})
-    number = sum(len(r.faces) for r in seen)
-    print(f"{number:,} face{'' if number == 1 else 's'} in {len(seen):,} picture{'' if len(seen) == 1 else 's'}.")
-    if failures:
-        listed = "".join(f"\n  {r.source.name}: {r.failure}" for r in failures)
-        print(f"fer-keras: could not be read or written, {len(failures):,}:{listed}", file=sys.stderr)
-    return 0 if seen else 1
+        content |= {"pictures": [predict.as_json(result) for result in seen]}
+        failures = [{"file": result.source.name, "reason": result.failure} for result in results if result.failure]
+        write_json(given.json, content | {"failures": failures})
 
 
 def _export(given):

@@ -88,7 +88,7 @@ def read_picture(path: str | Path) -> Picture:
     Raises:
         PictureError: if there is no such file, or it is empty, too large, truncated or no image.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
     try:
@@ -99,19 +99,12 @@ def read_picture(path: str | Path) -> Picture:
             raise PictureError("the file is empty")
         if size > MOST_BYTES:
             raise PictureError(f"the file has {size / 1e6:,.0f} MB, and {MOST_BYTES / 1e6:,.0f} are read at most")
-        with warnings.catch_warnings():
-            # Pillow warns from MAX_IMAGE_PIXELS on and refuses twice as many: here the limit is the limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)  # on damaged EXIF data
-            with Image.open(path) as image:
-                _check_size(image.size)
-                # Phones keep a second view beside a photograph (MPO): that is no animation.
-                animated = image.format != "MPO" and getattr(image, "is_animated", False)
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode not in ("L", "RGB"):
-                    upright = as_mode(upright, "RGB")
-                pixels = np.asarray(upright.convert("RGB"))
+        with Image.open(path) as image:
+            _check_size(image.size)  # before anything is decoded
+            # Phones keep a second view beside a photograph (MPO): that is no animation.
+            animated = image.format != "MPO" and getattr(image, "is_animated", False)
+            image.load()
+            pixels = _upright(image)
     except PictureError:
         raise
     except FileNotFoundError:
@@ -120,8 +113,8 @@ def read_picture(path: str | Path) -> Picture:
         raise PictureError("it may not be read") from None
     except UnidentifiedImageError:
         raise PictureError("it is no image that can be read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError(f"it has more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"it has more than twice Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except MemoryError:
         raise PictureError("there is not enough memory for it") from None
     except Exception as error:  # Pillow raises many kinds on a broken file
@@ -131,12 +124,22 @@ def read_picture(path: str | Path) -> Picture:
 
 
 def _check_size(size: tuple[int, int]) -> None:
+    from PIL import Image
+
     width, height = size
-    if width * height > MOST_PIXELS or max(size) > MOST_SIDE:
+    most = min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
+    if width * height > most or max(size) > MOST_SIDE:
         raise PictureError(
-            f"it has {width:,}×{height:,} pixels, and at most {MOST_PIXELS / 1e6:,.0f} million, {MOST_SIDE:,} on a "
-            "side, are read"
+            f"it has {width:,}×{height:,} pixels, and at most {most:,} in all and {MOST_SIDE:,} on a side are read"
         )
+
+
+def _upright(image) -> np.ndarray:
+    """A Pillow image of any mode, turned as its EXIF data say, as uint8 (height, width, 3)."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    return np.asarray((image if image.mode in ("L", "RGB") else as_mode(image, "RGB")).convert("RGB"))
 
 
 def as_rgb(image) -> np.ndarray:
@@ -154,11 +157,11 @@ def as_rgb(image) -> np.ndarray:
         except PictureError as error:
             raise PictureError(f"{image} cannot be read: {error}.") from None
     if hasattr(image, "convert"):
-        from PIL import ImageOps
-
         _check_size(image.size)
-        upright = ImageOps.exif_transpose(image)
-        return np.asarray((upright if upright.mode in ("L", "RGB") else as_mode(upright, "RGB")).convert("RGB"))
+        try:
+            return _upright(image)
+        except OSError as error:  # Pillow decodes only now
+            raise PictureError(f"The picture is damaged: {error}.") from None
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -210,7 +213,7 @@ def detector(
 def yunet_file(path: str | Path | None = None) -> Path:
     """The file of YuNet: `path`, or the one that FER_KERAS_YUNET names, or the downloaded one; see `YUNET_URL`.
 
-    It is downloaded once into the user's cache folder, and its SHA-256 must be `YUNET_SHA256`. A file given by path may
+    It is downloaded once, into the user's cache folder, and its SHA-256 must be `YUNET_SHA256`. A given file may
     be another version of YuNet.
 
     Raises:
