@@ -28,7 +28,7 @@ def network(seed, channels=1, num_classes=7):
     keras.utils.set_random_seed(seed)
     made = model.vggnet(num_classes, width=1 / 32, channels=channels)
     last = made.get_layer("logits")
-    before = keras.Model(made.input, last.input).predict(np.repeat(draw(70).images, channels, axis=3), verbose=0)
+    before = keras.Model(made.input, last.input).predict(np.repeat(draw(140).images, channels, axis=3), verbose=0)
     kernel, _ = last.get_weights()
     logits = before @ kernel
     last.set_weights([kernel * 3 / logits.std(axis=0), -3 * logits.mean(axis=0) / logits.std(axis=0)])
