@@ -5,7 +5,7 @@ The modules, in the order in which a face passes them: `data`, `drawn`, `convert
 `evaluate` → `audit` → `plots`, `report`, `worth` → `publish`. `params` resolves a run's parameters, `steps` calls the
 rooms with them, `run` is its folder, `suite` the graph of runs, also of a sweep, which `tuning` judges; `search` looks
 for parameters within a budget. `listing` knows the layouts of the data sets that `convert` converts, `layouts` draws
-such data sets.
+such data sets. With pictures: `faces` → `classifier`, from what `export` wrote → `predict`.
 """
 
 import os
@@ -16,3 +16,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`from fer_keras import ExpressionClassifier`, imported when it is asked for: the package itself stays light."""
+    if name == "ExpressionClassifier":
+        from fer_keras.classifier import ExpressionClassifier
+
+        return ExpressionClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -79,6 +79,28 @@ def main(arguments: list[str] | None = None) -> int:
     tables.add_argument("--outputs", default="outputs/published")
     tables.set_defaults(call=_tables)
 
+    predict = commands.add_parser(
+        "predict",
+        help="expressions of the faces in images, folders, videos or the camera",
+        description="Find the faces in pictures and tell their expressions. What cannot be read is listed at the end, "
+        "and the others are still analysed.",
+    )
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, video, or 0 for the first camera")
+    predict.add_argument("--model", default="compact", help="an .onnx file or a run's folder; default the best run")
+    predict.add_argument("--outputs", default="outputs", help="where the best run is looked for")
+    predict.add_argument("--detector", default="auto", choices=["auto", "yunet", "haar", "whole"])
+    predict.add_argument("--align", action="store_true", help="turn faces so that their eyes are level")
+    predict.add_argument("--every", type=_count, default=1, metavar="N", help="of videos, each N-th frame")
+    predict.add_argument("--csv", type=Path, help="write a row for each face")
+    predict.add_argument("--json", type=Path, help="write everything, also what could not be read")
+    predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the pictures with boxes and names")
+    predict.set_defaults(call=_predict)
+
+    export = commands.add_parser("export", help="write a run's model as an ONNX file that needs nothing else")
+    export.add_argument("run", help="the folder of a finished run")
+    export.add_argument("file", type=Path, nargs="?", help="default RUN/model.onnx")
+    export.set_defaults(call=_export)
+
     given = parser.parse_args(arguments)
     try:
         return given.call(given) or 0
@@ -101,6 +123,12 @@ def _pair(text):
     if not (folder and equals and name):
         raise argparse.ArgumentTypeError(f"expected FOLDER=CLASS, received {text!r}")
     return folder, name
+
+
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text!r}")
+    return int(text)
 
 
 def _convert(given):
@@ -247,6 +275,76 @@ def _tables(given):
     text = given.file.read_text(encoding="utf-8")
     write_text(given.file, fill_tables(text, given.outputs))
     print(given.file)
+
+
+def _predict(given):
+    import warnings
+
+    from fer_keras import predict
+    from fer_keras.classifier import ExpressionClassifier
+
+    for path in filter(None, (given.csv, given.json)):
+        predict.check_writable(path)
+    found, results = predict.sources(given.paths)
+    annotations = predict.Annotations(given.annotate, found) if given.annotate else None
+    classifier = ExpressionClassifier(given.model, given.detector, given.align, outputs=given.outputs)
+    print(*classifier.notes[:1], classifier.describe(), sep="\n", file=sys.stderr)
+    pictures = number = 0
+    with predict.progress_bar(sys.stderr.isatty()) as (report, show), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's on large pictures and odd EXIF data: what matters becomes a reason
+        show(predict.heading())
+        analysis = predict.analyze(found, classifier, given.every, report, keep_images=bool(annotations))
+        try:
+            for result in analysis:
+                if result.failure:
+                    results.append(result)
+                    continue
+                pictures, number = pictures + 1, number + len(result.faces)
+                show(predict.line(result))
+                if annotations:
+                    try:
+                        annotations.write(result)
+                    except OSError as error:
+                        reason = f"its annotated picture cannot be written: {error.strerror or error}"
+                        results.append(predict.Result(result.source, result.frame, failure=reason))
+                    result.image = None
+                if given.csv or given.json:  # else a camera may run for days
+                    results.append(result)
+        except KeyboardInterrupt:  # how a camera ends; what was seen is kept
+            print("fer-keras: interrupted.", file=sys.stderr)
+        finally:
+            analysis.close()
+    _write_predictions(given, results, classifier)
+    print(f"{number:,} face{'' if number == 1 else 's'} in {pictures:,} picture{'' if pictures == 1 else 's'}.")
+    failures = [result for result in results if result.failure]
+    if failures:
+        listed = "".join(f"\n  {result.source.name}: {result.failure}" for result in failures)
+        print(f"fer-keras: {len(failures):,} could not be read or written:{listed}", file=sys.stderr)
+    return 0 if pictures else 1
+
+
+def _write_predictions(given, results, classifier):
+    from fer_keras import predict
+
+    if not (given.csv or given.json):
+        return
+    from fer_keras.run import write_json, write_text
+
+    seen, names = [result for result in results if not result.failure], classifier.class_names
+    if given.csv:
+        rows = [row for result in seen for row in predict.rows(result, names)]
+        write_text(given.csv, predict.csv_text(rows, names))
+    if given.json:
+        content = {"model": classifier.about, "detector": classifier.detector}
+        content |= {"pictures": [predict.as_json(result) for result in seen]}
+        failures = [{"file": result.source.name, "reason": result.failure} for result in results if result.failure]
+        write_json(given.json, content | {"failures": failures})
+
+
+def _export(given):
+    from fer_keras.export import to_onnx
+
+    print(to_onnx(given.run, given.file))
 
 
 if __name__ == "__main__":

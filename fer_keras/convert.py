@@ -515,7 +515,7 @@ def _read_faces(path: str, boxes: np.ndarray | None, options: dict) -> Iterator:
         if boxes is None and "exif" in image.info:  # a photograph that was taken with the camera turned
             image = ImageOps.exif_transpose(image)
         if image.mode not in ("L", "RGB"):
-            image = _as_mode(image, mode)
+            image = as_mode(image, mode)
         for window in windows:
             if isinstance(window, str):
                 yield window
@@ -523,10 +523,26 @@ def _read_faces(path: str, boxes: np.ndarray | None, options: dict) -> Iterator:
             face = image
             if boxes is not None:
                 face = image.crop([round(side * scale[i % 2]) for i, side in enumerate(window)])
-            yield np.asarray(face.convert(mode).resize((width, height), Image.Resampling.BICUBIC))
+            yield as_face(face, options["image_size"], options["color"])
 
 
-def _as_mode(image, mode: str):
+def as_face(image, image_size: tuple[int, int], color: str) -> np.ndarray:
+    """A Pillow image of a face, "L" or "RGB", as training has it: grey by luminance, resized without aliasing.
+
+    Args:
+        image_size: height and width.
+        color: a key of `COLORS`.
+
+    Returns:
+        uint8 (height, width), or (height, width, 3).
+    """
+    from PIL import Image
+
+    mode = "L" if color == "grey" else "RGB"
+    return np.asarray(image.convert(mode).resize(image_size[::-1], Image.Resampling.BICUBIC))
+
+
+def as_mode(image, mode: str):
     """An image of a rarer kind (16-bit, palette, CMYK, with alpha) as "L" or "RGB"; transparency is dropped."""
     from PIL import Image
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import yaml
 
 # Every parameter of every notebook, with its type: a suite may set what only some of its notebooks use. The notebooks'
@@ -255,8 +254,10 @@ def from_notebook(namespace: Mapping) -> SimpleNamespace:
     return SimpleNamespace(**resolve(defaults, injected, {}, given))
 
 
-def table(p: SimpleNamespace) -> pd.DataFrame:
-    """The resolved parameters as a table for readers; of paths the last part, since reports are passed on."""
+def table(p: SimpleNamespace):
+    """The resolved parameters as a pandas table for readers; of paths the last part, since reports are passed on."""
+    import pandas as pd  # here, because `fer-keras predict` starts without it
+
     shown = {name: Path(value).name if name in PATHS else value for name, value in vars(p).items()}
     return pd.Series({name: str(value) for name, value in shown.items()}, name="value").to_frame()
 

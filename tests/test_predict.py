@@ -1,0 +1,214 @@
+"""`fer-keras predict`: images, folders, videos and what cannot be read."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_classifier import finish, network
+
+from fer_keras import export, predict
+from fer_keras.classifier import ExpressionClassifier, Face
+from fer_keras.cli import main
+from fer_keras.data import CLASS_NAMES
+
+cv2 = pytest.importorskip("cv2")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, faces):
+    """An exported model."""
+    return export.to_onnx(finish(tmp_path_factory.mktemp("run") / "seed-0", network(1), faces))
+
+
+@pytest.fixture
+def call(file, capsys):
+    """Calls the command; gives its exit code, what it printed and what it complained of."""
+
+    def call(*arguments, detector="whole"):
+        code = main(["predict", "--model", str(file), "--detector", detector, *map(str, arguments)])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path, faces):
+    """A folder with faces, folders below it, and files of other kinds."""
+    top = tmp_path / "pictures"
+    (top / "below").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.bmp", "below/a.png", ".hidden.png")):
+        Image.fromarray(faces.images[number, :, :, 0]).save(top / name)
+    (top / "notes.txt").write_text("no picture")
+    return top
+
+
+def write_video(path, frames, rate=5):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), rate, (64, 48))
+    for number in range(frames):
+        writer.write(np.full((48, 64, 3), 20 * number % 256, "uint8"))
+    writer.release()
+    return path
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_folder_is_read_with_all_below_it(call, folder, file, faces, tmp_path):
+    code, shown, complaints = call(folder, "--csv", tmp_path / "x.csv", "--json", tmp_path / "new/x.json")
+    assert code == 0 and "3 faces in 3 pictures." in shown and "could not" not in complaints
+    rows = read(tmp_path / "x.csv")
+    assert [row["file"] for row in rows] == ["a.png", "b.bmp", "below/a.png"]
+    expected = ExpressionClassifier(file, detector="whole").predict(faces.images[:3])
+    for row, shares in zip(rows, expected, strict=True):
+        assert [float(row[f"p_{name}"]) for name in CLASS_NAMES] == pytest.approx(shares.tolist(), abs=1e-5)
+        assert row["label"] == CLASS_NAMES[shares.argmax()] and row["label"] in shown
+        assert [row[name] for name in ("face", "left", "top", "width", "height")] == ["1", "0", "0", "48", "48"]
+    found = json.loads((tmp_path / "new/x.json").read_text())
+    assert found["model"]["experiment"] == "tuned" and found["failures"] == []
+    assert [each["faces"][0]["label"] for each in found["pictures"]] == [row["label"] for row in rows]
+
+
+def test_what_cannot_be_read_is_listed_and_the_others_go_on(call, folder, tmp_path):
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "broken.avi").write_bytes(b"\0" * 999)
+    (tmp_path / "nothing").mkdir()
+    code, shown, complaints = call(folder, "missing.png", tmp_path / "nothing", "97", "--json", tmp_path / "x.json")
+    assert code == 0 and "3 faces in 3 pictures." in shown
+    reasons = {each["file"]: each["reason"] for each in json.loads((tmp_path / "x.json").read_text())["failures"]}
+    assert reasons.pop("cut.png").startswith("it is damaged: ")
+    assert reasons == {
+        "empty.jpg": "the file is empty",
+        "empty.mp4": "the file is empty",
+        "broken.avi": "it cannot be opened as a video",
+        "missing.png": "there is no such file",
+        str(tmp_path / "nothing"): "the folder holds no images or videos",
+        "camera 97": "there is no such camera, or another program uses it",
+    }
+    assert "7 could not be read or written:\n" in complaints
+    assert all(f"  {name}: {reason}\n" in complaints for name, reason in reasons.items())
+
+
+def test_nothing_readable_is_exit_code_1(call, tmp_path):
+    code, shown, complaints = call(tmp_path / "missing.png", "--csv", tmp_path / "x.csv")
+    assert code == 1 and "0 faces in 0 pictures." in shown and "missing.png: there is no such file" in complaints
+    assert read(tmp_path / "x.csv") == []
+
+
+@pytest.mark.skipif(not hasattr(cv2, "CascadeClassifier"), reason="OpenCV 5 has no Haar cascade")
+def test_no_face_is_a_row_with_an_empty_label(call, tmp_path):
+    Image.new("RGB", (200, 100), "grey").save(tmp_path / "wall.png")
+    code, shown, _ = call(tmp_path / "wall.png", "--csv", tmp_path / "x.csv", detector="haar")
+    assert code == 0 and "no face" in shown and "0 faces in 1 picture." in shown
+    (row,) = read(tmp_path / "x.csv")
+    assert row.pop("file") == str(tmp_path / "wall.png") and set(row.values()) == {""}
+
+
+def test_of_a_video_each_nth_frame_is_taken_with_its_time(call, tmp_path):
+    path = write_video(tmp_path / "short.avi", 10)
+    code, shown, _ = call(path, "--every", 3, "--csv", tmp_path / "x.csv", "--annotate", tmp_path / "drawn")
+    assert code == 0 and "4 faces in 4 pictures." in shown and "1.80 s" in shown
+    rows = read(tmp_path / "x.csv")
+    assert [int(row["frame"]) for row in rows] == [0, 3, 6, 9]
+    assert [float(row["time"]) for row in rows] == pytest.approx([0, 0.6, 1.2, 1.8])
+    names = [f"short-{number:06d}.jpg" for number in (0, 3, 6, 9)]
+    assert sorted(each.name for each in (tmp_path / "drawn").rglob("*.jpg")) == names
+
+
+def test_a_video_that_breaks_off_gives_its_frames_and_says_so(call, tmp_path):
+    whole = write_video(tmp_path / "whole.avi", 30).read_bytes()
+    (tmp_path / "part.avi").write_bytes(whole[: len(whole) // 2])
+    code, shown, complaints = call(tmp_path / "part.avi")
+    assert code == 0 and "of 30 frames: those were analysed" in complaints
+    assert 1 <= int(shown.split("\n")[-2].split()[0]) < 25
+
+
+def test_a_video_without_frames_is_a_failure(call, tmp_path):
+    code, _, complaints = call(write_video(tmp_path / "none.avi", 0))
+    assert code == 1 and "none.avi: " in complaints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--csv", "{folder}"], "{folder} cannot be written: it is a folder."),
+        (["--json", "{folder}/a.png/x.json"], "a.png/x.json cannot be written: "),
+        (["--annotate", "{folder}/a.png"], "cannot be written: "),
+        (["--model", "{folder}/a.png"], "a.png cannot be read as an ONNX file: it is damaged or something else."),
+        (["--model", "{folder}"], "holds no finished run"),
+        (["--model", "nowhere"], "There is no model 'nowhere'."),
+    ],
+)
+def test_a_wrong_input_is_one_sentence_and_exit_code_2(call, folder, arguments, message):
+    code, shown, complaints = call(folder, *(each.format(folder=folder) for each in arguments))
+    assert code == 2 and shown == "" and message.format(folder=folder) in complaints
+    assert complaints.startswith("fer-keras: ") and complaints.count("\n") == 1
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "x"])
+def test_every_must_be_a_number_from_1(every, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "x.png", f"--every={every}"])
+    assert "expected a whole number from 1" in capsys.readouterr().err
+
+
+def test_annotated_pictures_never_hit_the_given_ones(call, folder):
+    Image.fromarray(np.full((48, 48), 77, "uint8")).save(folder / "a.jpg")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    code, _, _ = call(folder, "--annotate", folder)
+    assert code == 0 and all(path.read_bytes() == content for path, content in before.items())
+    new = {str(path.relative_to(folder)) for path in folder.rglob("*.*")} - {str(p.relative_to(folder)) for p in before}
+    assert new == {"a-2.jpg", "a-3.jpg", "b.jpg", "below/a.jpg"}
+
+
+@pytest.mark.parametrize("box", [(30, 40, 50, 50), (-20, -10, 60, 60), (150, 90, 80, 80)])
+def test_boxes_and_names_are_drawn_and_the_picture_stays(box):
+    image = np.full((120, 200, 3), 90, "uint8")
+    drawn = predict.annotate(image, [Face(box, 1.0, "happy", {"sad": 0.1, "happy": 0.9})])
+    assert (image == 90).all() and drawn.shape == image.shape and drawn.dtype == np.uint8
+    changed = np.argwhere((drawn != image).any(axis=2))
+    top, left = changed.min(axis=0)
+    assert 300 < len(changed) < 8000
+    assert left <= max(0, box[0]) and top <= max(0, box[1])
+
+
+def test_pictures_are_classified_in_batches(folder, file):
+    class Counting:
+        def __init__(self):
+            self.given, self.sizes = ExpressionClassifier(file, detector="whole"), []
+
+        def analyze_all(self, images):
+            self.sizes.append(len(images))
+            return self.given.analyze_all(images)
+
+    counting, told = Counting(), []
+    found, failures = predict.sources([folder / "a.png"] * 20 + [folder / "missing.png"])
+    results = list(predict.analyze(found, counting, report=lambda *numbers: told.append(numbers)))
+    assert counting.sizes == [16, 4] and told == [(16, 21), (21, 21)] and failures == []
+    assert [bool(result.failure) for result in results] == [False] * 20 + [True]
+    assert all(result.image is None for result in results)
+
+
+def test_neither_tensorflow_nor_pandas_is_imported(file, folder):
+    code = (
+        "import sys; from fer_keras.cli import main; "
+        f"assert main(['predict', '--detector', 'whole', '--model', {str(file)!r}, {str(folder)!r}]) == 0; "
+        "assert not {'tensorflow', 'keras', 'pandas', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_export_writes_beside_the_model_or_where_it_is_told(file, tmp_path, capsys):
+    assert main(["export", str(file.parent), str(tmp_path / "mine.onnx")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "mine.onnx")
+    assert ExpressionClassifier(tmp_path / "mine.onnx", "whole").about == ExpressionClassifier(file, "whole").about
+    assert main(["export", str(tmp_path)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
