@@ -174,8 +174,8 @@ def _print_counts(faces):
 
 def _clean(given):
     from fer_keras import duplicates
-    from fer_keras.run import replacing
     from fer_keras.source import load
+    from fer_keras.storage import replacing
 
     faces = load(given.path)
     table = duplicates.clean_list(faces, progress=True)
@@ -193,7 +193,7 @@ def _clean(given):
 
 
 def _audit(given):
-    from fer_keras import audit, run
+    from fer_keras import audit, run, storage
 
     if len(given.paths) == 1:
         from fer_keras.source import load_for
@@ -237,7 +237,7 @@ def _audit(given):
                 column = "first_row" if name == "test" else "second_row"
                 pairs[f"{name}_file"] = [str(files[row]) for row in pairs[column]]
                 names[f"{name}_file"] = f"{name}_file"
-        with run.replacing(given.csv) as temporary:
+        with storage.replacing(given.csv) as temporary:
             pairs.rename(columns=names)[list(names.values())].to_csv(temporary, index=False)
         print(given.csv)
 
@@ -270,7 +270,7 @@ def _publish(given):
 
 def _tables(given):
     from fer_keras.publish import fill_tables
-    from fer_keras.run import write_text
+    from fer_keras.storage import write_text
 
     text = given.file.read_text(encoding="utf-8")
     write_text(given.file, fill_tables(text, given.outputs))
@@ -328,7 +328,7 @@ def _write_predictions(given, results, classifier):
 
     if not (given.csv or given.json):
         return
-    from fer_keras.run import write_json, write_text
+    from fer_keras.storage import write_json, write_text
 
     seen, names = [result for result in results if not result.failure], classifier.class_names
     if given.csv:

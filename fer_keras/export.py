@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fer_keras import __version__
+from fer_keras import __version__, storage
 
 FORMAT = "1"
 INSTALL = "pip install -e '.[cpu,export]' in the project's folder"
@@ -67,7 +67,7 @@ def to_onnx(
     about |= {"class_names": list(class_names), "image_size": size, "channels": channels}
     about |= {"fer_keras_format": FORMAT, "fer_keras": __version__}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with run.replacing(path) as temporary:
+    with storage.replacing(path) as temporary:
         _export(model, temporary)
         content = onnx.load(temporary)
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}

@@ -237,7 +237,7 @@ def yunet_file(path: str | Path | None = None) -> Path:
             f"The face detector from {YUNET_URL} has the SHA-256 {found[:12]}…, expected {YUNET_SHA256[:12]}…, and was "
             f"not kept. {by_hand}"
         )
-    from fer_keras.run import replacing
+    from fer_keras.storage import replacing
 
     with replacing(kept) as temporary:
         temporary.write_bytes(content)

@@ -318,7 +318,7 @@ class Annotations:
         """Write one picture as JPEG; of a frame its number is in the name."""
         from PIL import Image
 
-        from fer_keras.run import replacing
+        from fer_keras.storage import replacing
 
         path = self.folder / self._stem(result.source)
         number = "" if result.frame is None else f"-{result.frame:06d}"

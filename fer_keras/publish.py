@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from fer_keras import params, run, worth
+from fer_keras import params, run, storage, worth
 from fer_keras.report import collect, comparison, render
 
 
@@ -48,10 +48,10 @@ def publish(suites: Sequence[str], outputs: str | Path = "outputs") -> list[Path
             there = run.folder_of(suite, result.experiment, result.seed, target)
             there.mkdir(parents=True, exist_ok=True)
             kept = {name: v for name, v in run.read_params(result.folder).items() if name not in params.LOCATIONS}
-            run.write_text(there / "params.yaml", yaml.safe_dump(kept, sort_keys=False))
-            arrays = run.read_arrays(result.folder / "predictions.npz")
+            storage.write_text(there / "params.yaml", yaml.safe_dump(kept, sort_keys=False))
+            arrays = storage.read_arrays(result.folder / "predictions.npz")
             arrays = {name: array for name, array in arrays.items() if not name.startswith("train.")}
-            run.write_arrays(there / "predictions.npz", **arrays)
+            storage.write_arrays(there / "predictions.npz", **arrays)
             written += [there / "params.yaml", there / "predictions.npz"]
             for name in ("metrics.json", "environment.json", "history.csv"):
                 if (result.folder / name).exists():

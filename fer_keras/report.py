@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fer_keras import run, source
+from fer_keras import run, source, storage
 from fer_keras import suite as suites
 from fer_keras.evaluate import compare, percent
 
@@ -303,7 +303,7 @@ def comparable(results: list[Result]) -> dict[str, list[Result]]:
     groups: dict[bytes, list[Result]] = {}
     for result in results:
         if result.metrics:
-            rows = run.read_arrays(result.folder / "predictions.npz", ["test.rows"])["test.rows"]
+            rows = storage.read_arrays(result.folder / "predictions.npz", ["test.rows"])["test.rows"]
             groups.setdefault(rows.tobytes(), []).append(result)
     named = {}
     for group in groups.values():
@@ -360,7 +360,7 @@ def render(notebook: str | Path, target: str | Path | None = None, without_faces
     # The template breaks lines of text anywhere, also within numbers.
     page = page.replace("</head>", "<style>.jp-RenderedText pre { word-break: normal !important; }</style></head>", 1)
     target = Path(target) if target else notebook.with_name("report.html")
-    run.write_text(target, page)
+    storage.write_text(target, page)
     return target
 
 

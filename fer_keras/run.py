@@ -17,9 +17,8 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from fer_keras.data import Faces, concatenate
 from fer_keras.duplicates import CLEAN_SHA256, THRESHOLD
 from fer_keras.params import EVALUATION, LOCATIONS, NAMES, root
 from fer_keras.split import effective_protocol
+from fer_keras.storage import file_hash, read_arrays, replacing, write_arrays, write_json, write_text
 
 # The code from data to trained weights: when it has changed since a run, the run is stale.
 TRAINING_MODULES = ("data", "source", "ferplus", "split", "resample", "augment", "roles", "steps", "model", "train")
@@ -130,42 +130,6 @@ LOADED_CODE = source_hash()  # now, because the files may change while a trainin
 # --- Writing --------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path of the same suffix, and rename it to `path` when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, content) -> None:
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a file, or those of these names."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in names or file.files}
-
-
 def begin(folder: Path, key: str, retrain: bool = False) -> None:
     """Note which code begins a training, before it does.
 
@@ -228,12 +192,6 @@ def save_training(
     write_json(folder / "environment.json", identity | environment(seconds))
     checkpoint_path(folder).unlink(missing_ok=True)
     (folder / "started.json").unlink(missing_ok=True)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_hashes(folders: Mapping[str, Path]) -> dict[str, str]:

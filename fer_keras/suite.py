@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from fer_keras import params, run, source
+from fer_keras import params, run, source, storage
 
 # The notebook that runs an experiment, told by the parameters that only one of them has.
 TRAIN, ENSEMBLE, PYTORCH = (f"notebooks/{name}.ipynb" for name in ("train", "ensemble", "pytorch"))
@@ -121,7 +121,7 @@ def jobs(
         missing = source.lacks(one)
         before = {other: found[other, seed].key for other in needs}
         if "checkpoint" in one and not missing:
-            before["checkpoint"] = run.file_hash(Path(one["checkpoint"]).expanduser())
+            before["checkpoint"] = storage.file_hash(Path(one["checkpoint"]).expanduser())
         # Without its path, a run has the key that it would have without the file: it is not made.
         faces = fingerprint if missing else source.fingerprint_of(one, fingerprint)
         key = run.key_of(one, faces, before)

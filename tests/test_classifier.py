@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fer_keras import classifier as classifier_
-from fer_keras import export, model, run
+from fer_keras import export, model, run, storage
 from fer_keras.classifier import ExpressionClassifier
 from fer_keras.data import CLASS_NAMES
 from fer_keras.drawn import draw
@@ -157,8 +157,8 @@ def score(folder, top1, data="fer2013", protocol="official"):
     """Files of a finished run, with a top-1 on validation and the contrary on test."""
     folder.mkdir(parents=True)
     sets = {"validation": {"top1": top1}, "test": {"top1": 1 - top1}}
-    run.write_json(folder / "metrics.json", {"data": data, "protocol": protocol, "sets": sets})
-    run.write_json(folder / "environment.json", {})
+    storage.write_json(folder / "metrics.json", {"data": data, "protocol": protocol, "sets": sets})
+    storage.write_json(folder / "environment.json", {})
     (folder / "model.keras").write_bytes(b"")
     return folder
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from fer_keras import publish, report, run, worth
+from fer_keras import publish, report, run, storage, worth
 
 TINY = {
     "suite": "tiny",
@@ -195,7 +195,7 @@ def test_runs_that_do_not_fit_are_left_out_and_named(project, results):
     assert notes == ["tiny: Made with other parameters or faces than the suite has now: balanced-smote, ensemble."]
     path = where(project, "balanced-ros") / "metrics.json"
     whole = path.read_text()
-    run.write_json(path, {name: part for name, part in json.loads(whole).items() if name != "audit"})
+    storage.write_json(path, {name: part for name, part in json.loads(whole).items() if name != "audit"})
     try:
         found, notes = worth.collect(SUITES, project / "outputs", folder=project / "params")
     finally:
@@ -272,7 +272,7 @@ def _planned(output):
 def test_a_folder_that_holds_another_run_is_run_again(project):
     path = where(project, "balanced-smote") / "environment.json"
     whole = path.read_text()
-    run.write_json(path, json.loads(whole) | {"key": "of another run"})
+    storage.write_json(path, json.loads(whole) | {"key": "of another run"})
     try:
         given = ("--config", f"suite={','.join(SUITES)}", "--dry-run", "--quiet", "host")
         code, output = call("snakemake", *given, cwd=project)
@@ -469,7 +469,7 @@ def test_more_data_classes_and_colour_and_what_is_missing_is_left_out(project):
     text = (folders["contempt"] / "notebook.ipynb").read_text()
     assert "The first kernels of tuned are repeated over three channels." in text and "new: contempt." in text
 
-    rows = run.read_arrays(folders["augmented-ros"] / "rows.npz")
+    rows = storage.read_arrays(folders["augmented-ros"] / "rows.npz")
     assert len(rows["train_rows"]) == len(rows["train_changes"]) == 140 and rows["train_changes"][:, 0].any()
     assert run.read_metrics(folders["augmented-ros"])["protocol"] == "official"
 

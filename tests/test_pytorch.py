@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from fer_keras import cli, evaluate, model, report, run, source, worth
+from fer_keras import cli, evaluate, model, report, run, source, storage, worth
 
 GOLDEN = ROOT / "tests" / "golden" / "pytorch_vgg.npz"  # made by make_pytorch.py beside it
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return run.read_arrays(GOLDEN)
+    return storage.read_arrays(GOLDEN)
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def test_the_files_content_counts_in_the_key_and_its_place_does_not(tmp_path, fa
     folder = run.folder_of("s", "pytorch", 0, tmp_path / "outputs")
     network = model.from_state_dict(weights)
     run.save_training(folder, params, keys[0], {"test": faces}, None, network, 1.0, {"checkpoint": paths[0]})
-    assert run.read_environment(folder)["ancestors"] == {"checkpoint": run.file_hash(paths[0])}
-    run.write_json(folder / "metrics.json", {})
+    assert run.read_environment(folder)["ancestors"] == {"checkpoint": storage.file_hash(paths[0])}
+    storage.write_json(folder / "metrics.json", {})
     paths[0].unlink()  # a finished run does not need it
     assert run.state(folder, keys[0]) == "done" and run.state(folder, keys[2]) == "other parameters"
 

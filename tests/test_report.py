@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_keras import report, run, worth
+from fer_keras import report, storage, worth
 from fer_keras.data import CLASS_NAMES
 from fer_keras.evaluate import score
 from fer_keras.report import Result
@@ -23,13 +23,13 @@ def make(tmp_path):
         folder = tmp_path / protocol / experiment / f"seed-{seed}"
         arrays = {"rows": rows, "labels": labels, "origin": np.full(len(rows), "original")}
         arrays["probabilities"] = probabilities
-        run.write_arrays(
+        storage.write_arrays(
             folder / "predictions.npz",
             class_names=np.array(CLASS_NAMES),
             **{f"test.{name}": array for name, array in arrays.items()},
         )
         pd.DataFrame({"accuracy": [0.5, 0.9], "val_accuracy": [0.4, 0.3]}).to_csv(folder / "history.csv", index=False)
-        run.write_text(folder / "params.yaml", "epochs: 2\npatience: 0\n")
+        storage.write_text(folder / "params.yaml", "epochs: 2\npatience: 0\n")
         scores = score(labels, probabilities)
         new = len(hits) if untouched is None else untouched
         kinds = {"identical": {"n": len(hits) - new, "top1": 1.0, "interval": [1.0, 1.0]}} if new < len(hits) else {}

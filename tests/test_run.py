@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_keras import data, evaluate, model, resample, roles, run, source, split
+from fer_keras import data, evaluate, model, resample, roles, run, source, split, storage
 from fer_keras.data import CLASS_NAMES
 from fer_keras.params import EVALUATION, LOCATIONS, NAMES, PARAMETERS
 
@@ -107,10 +107,10 @@ def test_a_point_starts_from_a_run_of_its_suite(faces, tmp_path):
     run.save_training(point, given, "key of p", {"test": faces}, history, Weights(), 1.0, {"tuned": tuned})
     assert run.lineage(point) == [point, tuned] and run.trainings(point) == [point, tuned]
     for folder in (tuned, point):
-        run.write_json(folder / "metrics.json", {})
+        storage.write_json(folder / "metrics.json", {})
     assert run.state(point, "key of p") == "done"
     found = run.read_environment(tuned)
-    run.write_json(tuned / "environment.json", found | {"model_sha256": "trained again"})
+    storage.write_json(tuned / "environment.json", found | {"model_sha256": "trained again"})
     assert run.state(point, "key of p") == "stale"
 
 
@@ -202,8 +202,8 @@ def test_the_source_hash_sees_the_code_that_makes_weights_and_nothing_else(sourc
 
 def test_replacing_shows_the_old_file_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "new" / "a.json"
-    run.write_json(path, {"a": 1})
-    with run.replacing(path) as temporary:
+    storage.write_json(path, {"a": 1})
+    with storage.replacing(path) as temporary:
         temporary.write_text("half")
         assert temporary.suffix == ".json" and json.loads(path.read_text()) == {"a": 1}
         temporary.write_text("whole")
@@ -215,7 +215,7 @@ def test_replacing_shows_the_old_file_until_the_new_one_is_whole(tmp_path):
 def test_replacing_leaves_nothing_behind_on_an_error(tmp_path, error):
     (tmp_path / "a.txt").write_text("old")
     for name in ("a.txt", "b.txt"):
-        with pytest.raises(error), run.replacing(tmp_path / name) as temporary:
+        with pytest.raises(error), storage.replacing(tmp_path / name) as temporary:
             temporary.write_text("half")
             raise error
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
@@ -223,7 +223,7 @@ def test_replacing_leaves_nothing_behind_on_an_error(tmp_path, error):
 
 def test_a_score_that_is_not_a_number_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        run.write_json(tmp_path / "metrics.json", {"top1": float("nan")})
+        storage.write_json(tmp_path / "metrics.json", {"top1": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
@@ -329,7 +329,7 @@ def test_the_state_of_a_run(faces, tmp_path, monkeypatch):
     (ros / "metrics.json").write_text("{}")
     assert run.state(ros) == "done"
     environment = run.read_environment(tuned)
-    run.write_json(tuned / "environment.json", environment | {"source_hash": "older"})
+    storage.write_json(tuned / "environment.json", environment | {"source_hash": "older"})
     (tuned / "metrics.json").write_text("{}")
     assert run.state(tuned) == run.state(ros) == "stale"
 
