@@ -15,7 +15,7 @@ from fer_keras.classifier import ExpressionClassifier, Face
 from fer_keras.cli import main
 from fer_keras.data import CLASS_NAMES
 
-cv2 = pytest.importorskip("cv2")
+cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install -e '.[predict]'")
 
 
 @pytest.fixture(scope="module")
