@@ -6,6 +6,7 @@
 #               FERPLUS=/path/to/fer2013new.csv adds a second opinion on the labels
 # make tune     a sweep over optimizers, regularizers and schedules: make tune DATA=/path/to/fer2013.csv SUITE=official-cpu SWEEP=tuning
 # make search   the same within a budget, by Optuna: make search DATA=/path/to/fer2013.csv SUITE=official-cpu SEARCH=tuning
+# make test-app the app in headless Chromium, with a film for a camera, hostile uploads and twenty clients
 # make help     all targets
 
 SHELL := /bin/bash
@@ -29,7 +30,7 @@ lower = $(shell echo $(1) | tr A-Z a-z)
 PLACES = $(foreach name,$(GIVEN),$(call lower,$(name))="$(if $(filter drawn,$($(name))),drawn,$$(realpath "$($(name))"))")
 CHECK_PLACES = @$(foreach name,$(GIVEN),test "$($(name))" = drawn || test -e "$($(name))" || { echo "There is no file or folder $($(name))"; exit 2; };)
 
-.PHONY: help install demo test test-jax report worth tune search lint pictures benchmarks clean
+.PHONY: help install demo test test-jax test-app report worth tune search lint pictures benchmarks clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -75,6 +76,10 @@ test: $(READY)
 test-jax: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[jax]'
 	KERAS_BACKEND=jax python -m pytest tests/test_model.py tests/test_augment.py tests/test_train.py tests/test_evaluate.py
+
+test-app: $(READY)
+	python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	python -m pytest tests/browser
 
 lint: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -217,14 +217,11 @@ class ExpressionClassifier:
             return _keras(folder, about)
 
 
-def best_run(outputs: str | Path = "outputs") -> Path:
-    """The folder of the best finished run.
+def finished_runs(outputs: str | Path = "outputs") -> list[Path]:
+    """The folders of all finished runs, the best first.
 
-    Runs on real faces come before runs on drawn ones, and honest protocols before `study`, whose scores leak. Of those
-    the one with the highest top-1 on its validation faces is taken: the test faces choose nothing.
-
-    Raises:
-        ModelError: if there is none; says how to make one.
+    Runs on real faces come before runs on drawn ones, and honest protocols before `study`, whose scores leak; of those
+    the one with the highest top-1 on its validation faces: the test faces choose nothing.
     """
     top, found = root() / Path(outputs).expanduser(), []
     for path in sorted([*top.glob("*/*/seed-*/metrics.json"), *top.glob("*/*/*/seed-*/metrics.json")]):
@@ -239,9 +236,20 @@ def best_run(outputs: str | Path = "outputs") -> Path:
             found.append((metrics["data"] != "drawn", metrics["protocol"] != "study", chosen, folder))
         except (OSError, ValueError, KeyError):
             continue
+    return [each[3] for each in sorted(found, key=lambda each: each[:3], reverse=True)]
+
+
+def best_run(outputs: str | Path = "outputs") -> Path:
+    """The folder of the best finished run, see `finished_runs`.
+
+    Raises:
+        ModelError: if there is none; says how to make one.
+    """
+    found = finished_runs(outputs)
     if not found:
+        top = root() / Path(outputs).expanduser()
         raise ModelError(f"There is no trained model yet: no run is finished below {top}. {HOW_TO_TRAIN}")
-    return max(found, key=lambda each: each[:3])[3]
+    return found[0]
 
 
 def _has_onnxruntime() -> bool:

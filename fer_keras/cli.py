@@ -96,6 +96,15 @@ def main(arguments: list[str] | None = None) -> int:
     predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the pictures with boxes and names")
     predict.set_defaults(call=_predict)
 
+    app = commands.add_parser("app", help="the app in the browser: camera, pictures, videos")
+    app.add_argument("--model", default="compact", help="an .onnx file or a run's folder; default the best run")
+    app.add_argument("--outputs", default="outputs", help="where finished runs are looked for")
+    app.add_argument("--host", default="127.0.0.1", help="address to listen on; default this machine only")
+    app.add_argument("--port", type=_port, help="default the first free one from 7860 on")
+    app.add_argument("--share", action="store_true", help="ask Gradio for a public link through its servers")
+    app.add_argument("--no-browser", action="store_true", help="do not open the browser")
+    app.set_defaults(call=_app)
+
     export = commands.add_parser("export", help="write a run's model as an ONNX file that needs nothing else")
     export.add_argument("run", help="the folder of a finished run")
     export.add_argument("file", type=Path, nargs="?", help="default RUN/model.onnx")
@@ -123,6 +132,13 @@ def _pair(text):
     if not (folder and equals and name):
         raise argparse.ArgumentTypeError(f"expected FOLDER=CLASS, received {text!r}")
     return folder, name
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise ValueError
+    return port
 
 
 def _count(text):
@@ -339,6 +355,22 @@ def _write_predictions(given, results, classifier):
         content |= {"pictures": [predict.as_json(result) for result in seen]}
         failures = [{"file": result.source.name, "reason": result.failure} for result in results if result.failure]
         write_json(given.json, content | {"failures": failures})
+
+
+def _app(given):
+    import signal
+
+    from fer_keras.app import launch
+
+    # Ended by a service manager it ends as by Ctrl+C, and leaves no folder of uploads behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    if given.host not in ("127.0.0.1", "localhost", "::1"):
+        print(
+            f"Others can reach the app at {given.host}. Their browsers give it no camera without https, and what they "
+            "upload is analysed here."
+        )
+    launch(given.model, given.outputs, given.host, given.port, given.share, open_browser=not given.no_browser)
 
 
 def _export(given):

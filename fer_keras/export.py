@@ -127,4 +127,5 @@ def describe(folder: Path) -> dict:
         if scores:
             about[role] = {name: scores[name] for name in kept if name in scores}
             about[role]["top1_interval"] = scores["intervals"]["top1"]
+            about[role]["per_class"] = scores["per_class"]
     return about

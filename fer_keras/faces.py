@@ -10,6 +10,7 @@ taller than wide, and FER2013's square is 1.10 times as long as the mean of its 
 
 import contextlib
 import hashlib
+import io
 import os
 import threading
 import warnings
@@ -80,8 +81,8 @@ def load_cv2():
 # --- Reading --------------------------------------------------------------------------------------------------------
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Read an image file of any kind that Pillow knows, turned upright as its EXIF data say.
+def read_picture(path: str | Path | bytes) -> Picture:
+    """Read an image file, or the content of one, of any kind that Pillow knows, turned upright as its EXIF data say.
 
     16-bit, palette, CMYK and transparent images become RGB; of an animation the first frame is taken.
 
@@ -90,16 +91,17 @@ def read_picture(path: str | Path) -> Picture:
     """
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
+    content = path if isinstance(path, bytes) else None
+    path = Path() if content is not None else Path(path)
     try:
-        size = path.stat().st_size
-        if not path.is_file():
+        size = path.stat().st_size if content is None else len(content)
+        if content is None and not path.is_file():
             raise PictureError("it is no file")
         if not size:
             raise PictureError("the file is empty")
         if size > MOST_BYTES:
             raise PictureError(f"the file has {size / 1e6:,.0f} MB, and {MOST_BYTES / 1e6:,.0f} are read at most")
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             _check_size(image.size)  # before anything is decoded
             # Phones keep a second view beside a photograph (MPO): that is no animation.
             animated = image.format != "MPO" and getattr(image, "is_animated", False)
