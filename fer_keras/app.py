@@ -290,6 +290,7 @@ CSS = """
 .fer-download { display: inline-block; padding: 8px 14px; margin: 4px 8px 4px 0; border-radius: 8px;
     background: #0b5cad; color: #fff !important; font-weight: 600; text-decoration: none !important; }
 .fer-download:focus-visible { outline: 3px solid #e69f00; outline-offset: 2px; }
+#film-plot .vega-embed { height: 340px !important; }  /* its legend would be cut off */
 @media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
 """
 
@@ -387,7 +388,7 @@ def build(offered: Models):
                 y_lim=[0, 1],
                 color_map=dict(zip(offered.get(first, detector_).class_names, predict.COLORS, strict=False)),
                 label="The largest face over time",
-                height=420,
+                height=400,
                 elem_id="film-plot",
             )
 
