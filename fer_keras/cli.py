@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     publish = commands.add_parser("publish", help="copy metrics, predictions and reports without faces of suites")
     publish.add_argument("suites", nargs="+", metavar="SUITE")
+    publish.add_argument("--sweep", default="", help="what this sweep found, in place of the suites' runs")
     publish.add_argument("--outputs", default="outputs")
     publish.set_defaults(call=_publish)
 
@@ -278,9 +279,13 @@ def _render(given):
 
 
 def _publish(given):
-    from fer_keras.publish import publish
+    from fer_keras.publish import publish, publish_sweep
 
-    for path in publish(given.suites, given.outputs):
+    if given.sweep:
+        written = [path for suite in given.suites for path in publish_sweep(suite, given.sweep, given.outputs)]
+    else:
+        written = publish(given.suites, given.outputs)
+    for path in written:
         print(path)
 
 

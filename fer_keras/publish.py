@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from fer_keras import params, run, storage, worth
+from fer_keras import params, run, storage, tuning, worth
 from fer_keras.report import collect, comparison, render
 
 
@@ -62,6 +62,23 @@ def publish(suites: Sequence[str], outputs: str | Path = "outputs") -> list[Path
     return written + _pages(base, target, [f"worth/{name}" for name in side_by_side])
 
 
+def publish_sweep(suite: str, sweep: str, outputs: str | Path = "outputs") -> list[Path]:
+    """Write what a sweep found to `outputs/published/<suite>/<sweep>.md`, and its page beside it.
+
+    Raises:
+        FileNotFoundError, ValueError: see `fer_keras.tuning.collect`.
+    """
+    base = (params.root() / Path(outputs).expanduser()).absolute()
+    results, notes = tuning.collect(suite, sweep, base)
+    table = tuning.points(results)
+    told = [f"- {line}" for line in [*tuning.findings(results, table).splitlines(), *notes]]
+    rows = markdown(tuning.readable(table, results).astype(str), "point")
+    there = base / "published" / suite / f"{sweep}.md"
+    there.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_text(there, "\n".join([f"# {sweep}, a sweep of {suite}", "", *told, "", rows, ""]))
+    return [there, *_pages(base, base / "published", [f"{suite}/{sweep}"])]
+
+
 def _pages(outputs, target, pages):
     """Render the pages that are there, without faces."""
     written = []
@@ -74,9 +91,9 @@ def _pages(outputs, target, pages):
     return written
 
 
-def markdown(table) -> str:
-    """A table of texts in Markdown, its index as the column `experiment`."""
-    lines = ["| experiment | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
+def markdown(table, index: str = "experiment") -> str:
+    """A table of texts in Markdown, its index as the first column."""
+    lines = [f"| {index} | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(table.index, table.to_numpy(), strict=True)]
     return "\n".join(lines)
 
@@ -91,16 +108,20 @@ def fill_tables(text: str, outputs: str | Path = "outputs/published") -> str:
     """Put tables of published runs between `<!-- table: … -->` and `<!-- end table -->` of a Markdown text.
 
     One suite's name gives its comparison with the published numbers, several (`a, b, c`) the protocols side by side
-    and, below, what they say together.
+    and, below, what they say together; `suite/sweep` what the sweep found.
     """
 
     def fill(match):
         suites = [name.strip() for name in match[2].split(",")]
+        if "/" in match[2]:
+            published = (params.root() / Path(outputs) / f"{match[2]}.md").read_text(encoding="utf-8")
+            told = "\n".join(line for line in published.splitlines() if line.startswith("- "))
+            return f"{match[1]}{told}\n{match[3]}"
         if len(suites) == 1:
             return f"{match[1]}{suite_table(suites[0], outputs)}\n{match[3]}"
         results, notes = worth.collect(suites, outputs)
         told = "\n".join(f"- {line}" for line in [*worth.findings(results).splitlines(), *notes])
         return f"{match[1]}{markdown(worth.side_by_side(results))}\n\n{told}\n{match[3]}"
 
-    pattern = re.compile(r"(<!-- table: ([\w., +-]+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
+    pattern = re.compile(r"(<!-- table: ([\w., +/-]+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
     return pattern.sub(fill, text)

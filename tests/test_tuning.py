@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from test_notebooks import call
 
-from fer_keras import evaluate, params, run, split, suite, tuning
+from fer_keras import evaluate, params, publish, run, split, suite, tuning
 
 GRID = [{"optimizer": ["adam"], "learning_rate": [1e-3, 1e-2]}, {"optimizer": ["sgd"], "learning_rate": ["1e-2"]}]
 
@@ -401,3 +401,13 @@ def test_a_sweep_runs_to_its_page_also_when_a_point_fails(tmp_path, monkeypatch)
     assert code == 0 and "Nothing to be done" in output, output
     code, output = call("fer-keras", "status", "tiny", "--sweep", "few", cwd=tmp_path)
     assert code == 0 and output.count("done     few/") == 2, output
+
+    written = publish.publish_sweep("tiny", "few")
+    assert [path.relative_to(tmp_path / "outputs").as_posix() for path in written] == [
+        "published/tiny/few.md",
+        "published/tiny/few.html",
+    ]
+    told = [f"- {line}" for line in tuning.findings(results, tuning.points(results)).splitlines()]
+    assert all(line in written[0].read_text() for line in [*told, "| point | crop |"])
+    text = publish.fill_tables("<!-- table: tiny/few -->\nold\n<!-- end table -->\n")
+    assert text == "\n".join(["<!-- table: tiny/few -->", *told, "<!-- end table -->", ""])
