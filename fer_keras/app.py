@@ -99,20 +99,17 @@ def look(offered: Models, request: Mapping) -> dict:
     Returns:
         `faces`, each with box, label and probabilities, and `milliseconds`; or `error`, a sentence.
     """
-    from PIL import Image
-
     try:
         kind, _, text = str(request.get("image", "")).partition(",")
         if kind != "data:image/jpeg;base64" or len(text) > FRAME_BYTES:
             return {"error": "The frame is no JPEG, or too large."}
         classifier = offered.get(str(request.get("model")), str(request.get("detector")))
         began = time.perf_counter()
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["JPEG"]) as image:
-            found = classifier.analyze(image)
-    except (ModelError, PictureError) as error:
+        found = classifier.analyze(read_picture(base64.b64decode(text, validate=True)).image)
+    except ModelError as error:
         return {"error": str(error)}
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return {"error": "The frame cannot be read."}
+    except ValueError as error:  # no base64, or no picture
+        return {"error": f"The frame cannot be read: {error}."}
     answer = [{"box": face.box, "label": face.label, "probabilities": face.probabilities} for face in found]
     return {"faces": answer, "milliseconds": 1000 * (time.perf_counter() - began)}
 

@@ -10,8 +10,10 @@ taller than wide, and FER2013's square is 1.10 times as long as the mean of its 
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,6 +40,13 @@ MOST_FACES = 500  # in one picture, surest first
 MOST_BYTES = 256 << 20
 MOST_PIXELS = 89_000_000
 MOST_SIDE = 32_000  # OpenCV moves pixels with 16-bit coordinates
+# The kinds that are read, by Pillow's names. It knows more: some start other programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
+# The same of videos, by FFmpeg's names.
+CONTAINERS = ("mov", "avi", "matroska", "mpeg", "mpegvideo", "mpegts", "asf", "mjpeg", "m4v")
+# Each scan of a JPEG is work for all pixels, and Pillow joins pieces of EXIF data one by one: some megabytes of either
+# would take it hours. Cameras write up to ten scans, and dozens of pieces. libtiff's own limit of scans is 100, too.
+MOST_SCANS, MOST_SEGMENTS = 100, 1000
 
 # What a detector gives: the box in pixels, how sure it is, and where it knows them the eyes, else NaN.
 COLUMNS = ("left", "top", "width", "height", "score", "right_eye_x", "right_eye_y", "left_eye_x", "left_eye_y")
@@ -71,6 +80,8 @@ def load_cv2():
     """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a broken video gets our sentence, not FFmpeg's twenty
+    # FFmpeg also knows lists of other files and addresses, whatever the name of the file, and would open those.
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", f"format_whitelist;{','.join(CONTAINERS)}")
     try:
         import cv2
     except ImportError:
@@ -82,7 +93,7 @@ def load_cv2():
 
 
 def read_picture(path: str | Path | bytes) -> Picture:
-    """Read an image file, or the content of one, of any kind that Pillow knows, turned upright as its EXIF data say.
+    """Read an image file, or the content of one, of one of the kinds in `FORMATS`, turned upright as its EXIF data say.
 
     16-bit, palette, CMYK and transparent images become RGB; of an animation the first frame is taken.
 
@@ -91,21 +102,18 @@ def read_picture(path: str | Path | bytes) -> Picture:
     """
     from PIL import Image, UnidentifiedImageError
 
-    content = path if isinstance(path, bytes) else None
-    path = Path() if content is not None else Path(path)
     try:
-        size = path.stat().st_size if content is None else len(content)
-        if content is None and not path.is_file():
-            raise PictureError("it is no file")
-        if not size:
+        content = path if isinstance(path, bytes) else _content(Path(path))
+        if not content:
             raise PictureError("the file is empty")
-        if size > MOST_BYTES:
-            raise PictureError(f"the file has {size / 1e6:,.0f} MB, and {MOST_BYTES / 1e6:,.0f} are read at most")
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        if content[:2] == b"\xff\xd8":
+            _check_jpeg(content)
+        # Pillow before 11.3 has no AVIF, and asking for it is an error there.
+        formats = FORMATS if importlib.util.find_spec("PIL.AvifImagePlugin") else FORMATS[:-1]
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             _check_size(image.size)  # before anything is decoded
             # Phones keep a second view beside a photograph (MPO): that is no animation.
             animated = image.format != "MPO" and getattr(image, "is_animated", False)
-            image.load()
             pixels = _upright(image)
     except PictureError:
         raise
@@ -120,9 +128,18 @@ def read_picture(path: str | Path | bytes) -> Picture:
     except MemoryError:
         raise PictureError("there is not enough memory for it") from None
     except Exception as error:  # Pillow raises many kinds on a broken file
-        reason = " ".join(str(error).replace(str(path), "it").split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise PictureError(f"it is damaged: {reason or type(error).__name__}") from None
     return Picture(pixels, ("of its several pictures the first was taken",) if animated else ())
+
+
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if not path.is_file():
+        raise PictureError("it is no file")
+    if size > MOST_BYTES:
+        raise PictureError(f"the file has {size / 1e6:,.0f} MB, and {MOST_BYTES / 1e6:,.0f} are read at most")
+    return path.read_bytes()
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -136,12 +153,34 @@ def _check_size(size: tuple[int, int]) -> None:
         )
 
 
+def _check_jpeg(content: bytes) -> None:
+    """Count the scans and other segments of a JPEG, up to its end; see `MOST_SCANS`."""
+    # What has a length; FF00 and FFD0 to FFD7 stand within a scan, FF01 and FFD8 stand alone.
+    marker = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
+    at, scans, segments = 2, 0, 0
+    while (found := marker.search(content, at)) and not (scans and found[1] == b"\xd9"):
+        scans, segments = scans + (found[1] == b"\xda"), segments + 1
+        if scans > MOST_SCANS or segments > MOST_SEGMENTS:
+            raise PictureError(f"it is a JPEG of more than {MOST_SCANS} scans or {MOST_SEGMENTS:,} segments")
+        at = found.end()
+        at += found[1] != b"\xd9" and int.from_bytes(content[at : at + 2], "big")
+
+
 def _upright(image) -> np.ndarray:
     """A Pillow image of any mode, turned as its EXIF data say, as uint8 (height, width, 3)."""
     from PIL import ImageOps
 
-    image = ImageOps.exif_transpose(image)
-    return np.asarray((image if image.mode in ("L", "RGB") else as_mode(image, "RGB")).convert("RGB"))
+    image.load()
+    try:
+        if image.getexif().get(0x0112, 1) != 1:  # the orientation; else it would only be copied
+            image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:
+        pass  # damaged EXIF data: the pixels are good, and stay as they are
+    if image.mode != "RGB":
+        image = image.convert("RGB") if image.mode == "L" else as_mode(image, "RGB")
+    return np.asarray(image)
 
 
 def as_rgb(image) -> np.ndarray:
@@ -162,8 +201,9 @@ def as_rgb(image) -> np.ndarray:
         _check_size(image.size)
         try:
             return _upright(image)
-        except OSError as error:  # Pillow decodes only now
-            raise PictureError(f"The picture is damaged: {error}.") from None
+        except Exception as error:  # Pillow decodes only now, and raises many kinds on a broken picture
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise PictureError(f"The picture is damaged: {reason or type(error).__name__}.") from None
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]

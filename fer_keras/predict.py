@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Source:
     Attributes:
         path: of the file; of a camera, its number.
         kind: "image", "video" or "camera".
-        name: how results call it, relative to the folder that was given.
+        name: how results call it, relative to the folder that was given; what cannot be shown or written is escaped.
     """
 
     path: str
@@ -81,14 +82,20 @@ def sources(paths: Sequence[str | Path]) -> tuple[list[Source], list[Result]]:
                 and not any(part.startswith(".") for part in file.relative_to(path).parts)
                 and file.is_file()
             ]
-            found += [Source(str(file), _kind(file), str(file.relative_to(path))) for file in inside]
+            found += [Source(str(file), _kind(file), _shown(file.relative_to(path))) for file in inside]
             if not inside:
-                failures.append(Result(Source(given, "image", given), failure="the folder holds no images or videos"))
+                source = Source(given, "image", _shown(given))
+                failures.append(Result(source, failure="the folder holds no images or videos"))
         elif given.isdecimal() and not path.exists():
             found.append(Source(given, "camera", f"camera {given}"))
         else:
-            found.append(Source(str(path), _kind(path), given))
+            found.append(Source(str(path), _kind(path), _shown(given)))
     return found, failures
+
+
+def _shown(name: str | Path) -> str:
+    """A name without what would change the terminal or is not Unicode: a Latin-1 name must not cost the whole CSV."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], str(name))
 
 
 def _kind(path: Path) -> str:
@@ -162,7 +169,11 @@ def _frames(source: Source, every: int, total: list[int]) -> Iterator[Result]:
     if source.kind == "video" and (failure := _file_failure(source.path)):
         yield Result(source, failure=failure)
         return
-    capture = cv2.VideoCapture(int(source.path) if source.kind == "camera" else source.path)
+    if source.kind == "camera":
+        capture = cv2.VideoCapture(int(source.path))
+    else:  # by FFmpeg, which every wheel of OpenCV has: what comes after it would take numbered pictures for a video
+        has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
+        capture = cv2.VideoCapture(source.path, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
     frame = -1
     try:
         if not capture.isOpened():

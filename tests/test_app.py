@@ -119,8 +119,7 @@ def test_a_frame_is_answered_as_the_classifier_answers_it(offered, grey):
         ({"image": "data:image/jpeg;base64," + "A" * (app.FRAME_BYTES + 1)}, "too large"),
         ({"image": "data:image/jpeg;base64,§"}, "cannot be read"),
         ({"image": frame(b"<html>")}, "cannot be read"),
-        ({"image": frame(encoded(np.zeros((48, 48, 3), "uint8"))[:300])}, "damaged|cannot be read"),
-        ({"image": frame(encoded(np.zeros((48, 48, 3), "uint8"), "PNG"))}, "cannot be read"),
+        ({"image": frame(encoded(np.zeros((48, 48, 3), "uint8"))[:300])}, "cannot be read: it is damaged"),
     ],
 )
 def test_a_bad_frame_gets_one_sentence(offered, request_, sentence):
