@@ -4,6 +4,7 @@ A scored face is *touched* if it trained the run, or a run that this one comes f
 Whether two faces show the same person is unknown: none of these data sets says.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fer_keras import data, duplicates, run
+from fer_keras import convert, data, duplicates, run
 from fer_keras.data import CLASS_NAMES, Faces
 from fer_keras.evaluate import percent, score_by, wilson
 
@@ -155,12 +156,12 @@ def sentences(found: Mapping, name: str = "test") -> str:
 
 
 def load(path: str, size: int = 48, resize: bool = True, progress: bool = False) -> Faces:
-    """Load faces from any folder of images, or from a CSV file like FER2013's, as grey faces of one size.
+    """Load faces from any folder of images, a converted set, or a CSV file like FER2013's, as grey faces of one size.
 
     Args:
-        path: a folder, looked through with all its subfolders (one named after an expression gives the label); or a
-            CSV file with a column `pixels` of square faces, and optionally `emotion` and `Usage`. `PATH:USAGE` takes
-            the rows of one usage, e.g. `fer2013.csv:Training`.
+        path: a folder, looked through with all its subfolders (one named after an expression gives the label); a set
+            that `fer-keras data convert` wrote; or a CSV file with a column `pixels` of square faces, and optionally
+            `emotion` and `Usage`. `PATH:USAGE` takes the rows of one usage, e.g. `fer2013.csv:Training`.
         size: height and width to bring all faces to.
         resize: whether to resize faces of another size; a note says how many. Otherwise they are refused.
         progress: show a bar.
@@ -180,11 +181,16 @@ def load(path: str, size: int = 48, resize: bool = True, progress: bool = False)
     where = Path(file).expanduser()
     if not where.exists():
         raise FileNotFoundError(f"There is no file or folder {where}. Give a folder of images or a CSV file.")
+    if convert.is_converted(where):
+        return _part(_load_converted(where, size, resize), usage, where)
     if where.is_dir():
         if usage:
             raise ValueError(f"{where} is a folder: it has no usage {usage!r}. Name the folder inside it.")
         return _load_folder(where, size, resize, progress)
-    faces = _load_csv(where, size, resize)
+    return _part(_load_csv(where, size, resize), usage, where)
+
+
+def _part(faces: Faces, usage: str, where: Path) -> Faces:
     if not usage:
         return faces
     if usage not in faces.usage:
@@ -193,7 +199,10 @@ def load(path: str, size: int = 48, resize: bool = True, progress: bool = False)
 
 
 def files_of(folder: str | Path) -> list[Path]:
-    """The images of a folder and its subfolders, in the order of the rows that `load` gives them."""
+    """The images of a folder and its subfolders, or of a converted set, in the order of the rows that `load` gives."""
+    if convert.is_converted(folder):
+        names = (Path(folder).expanduser() / "files.txt").read_bytes().splitlines()
+        return [Path(convert.read_info(folder)["source"], os.fsdecode(name)) for name in names]
     paths = Path(folder).expanduser().rglob("*")
     return sorted(path for path in paths if path.suffix.lower() in data.IMAGE_SUFFIXES and path.is_file())
 
@@ -217,6 +226,21 @@ def _load_folder(folder, size, resize, progress):
         name = data.ALIASES.get(name, name)
         labels.append(CLASS_NAMES.index(name) if name in CLASS_NAMES else -1)
     return _as_faces(images, labels, [""] * len(files), resized, size)
+
+
+def _load_converted(folder, size, resize):
+    """Its faces as they are if they are grey and of this size: the file stays mapped, and no copy is made."""
+    from PIL import Image
+
+    faces = convert.load(folder)
+    code = np.array([CLASS_NAMES.index(name) if name in CLASS_NAMES else -1 for name in faces.class_names])
+    faces = replace(faces, labels=code[faces.labels], class_names=CLASS_NAMES, notes=())
+    if faces.images.shape[1:] == (size, size, 1):
+        return faces
+    pixels = (np.asarray(Image.fromarray(image.squeeze()).convert("L")) for image in faces.images)
+    fitted = [_fit(image, size, resize, f"{folder}, row {row}") for row, image in enumerate(pixels)]
+    resized = len(faces) * (faces.images.shape[1:3] != (size, size))
+    return _as_faces(fitted, faces.labels, faces.usage, resized, size)
 
 
 def _load_csv(path, size, resize):

@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     audit = commands.add_parser(
         "audit",
         help="which test faces had been seen in training",
-        description="Audit a finished run by its folder, or two sets of faces: folders of images or CSV files like "
-        "FER2013's; FILE.csv:USAGE takes the rows of one usage.",
+        description="Audit a finished run by its folder, or two sets of faces: folders of images, converted sets or "
+        "CSV files like FER2013's; PATH:USAGE takes the rows of one usage.",
     )
     audit.add_argument("paths", nargs="+", metavar="RUN | TRAIN TEST")
     audit.add_argument("--data", help="the faces of the run, where they are no longer at the place that it names")

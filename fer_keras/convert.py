@@ -75,7 +75,7 @@ def convert(
             how sure its label.
         margin: where faces are cropped from pictures, how much of the box's side is added on each side, default 0.1.
             The shorter side of the box is lengthened to the form of `image_size`, so no face is squeezed; what lies
-            beyond the picture is black, as in FER2013.
+            beyond the picture is black, as in FER2013. A picture without boxes is squeezed if it has another form.
         min_confidence: for ExpW, the least confidence of the face detector; less is dropped and counted.
         class_map: for "folder", folder names and the classes that they become; others are found by
             `fer_keras.data.ALIASES` or kept.

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from test_run import finish
 
-from fer_keras import audit, data, duplicates, resample, roles, run, split
+from fer_keras import audit, convert, data, duplicates, resample, roles, run, split
 from fer_keras.cli import main
 from fer_keras.drawn import draw
 
@@ -193,6 +193,24 @@ def test_two_folders_of_images_are_audited_from_their_pixels(folders, tmp_path, 
     with Image.open(same["train_file"]) as left, Image.open(same["test_file"]) as right:
         assert left.tobytes() == right.tobytes()
     assert sorted(pairs["kind"]) == ["identical", "mirrored"]
+
+
+@pytest.mark.parametrize("color", ["grey", "rgb"])
+def test_a_converted_set_is_audited_and_its_files_are_named(folders, tmp_path, capsys, color):
+    train, test = folders
+    convert.convert("folder", train, tmp_path / "set", color=color, class_map={"happy": "smiling"}, progress=False)
+    assert main(["audit", f"{tmp_path / 'set'}", str(test), "--csv", str(tmp_path / "pairs.csv")]) == 0
+    assert "2 of 12 test faces had been seen in training" in capsys.readouterr().out
+    pairs = pd.read_csv(tmp_path / "pairs.csv")
+    same = pairs[pairs["kind"] == "identical"].iloc[0]
+    with Image.open(same["train_file"]) as left, Image.open(same["test_file"]) as right:
+        assert left.tobytes() == right.tobytes()
+    loaded = audit.load(str(tmp_path / "set"))
+    assert set(loaded.labels) <= {-1, *range(7)} and (loaded.labels == 3).sum() == 0 < (loaded.labels == -1).sum()
+    some = audit.load(f"{tmp_path / 'set'}:Training")
+    assert set(some.usage) == {"Training"} and 0 < len(some) < len(loaded)
+    with pytest.raises(ValueError, match="no rows of usage 'Private'"):
+        audit.load(f"{tmp_path / 'set'}:Private")
 
 
 def test_faces_between_two_training_faces_and_their_parents_are_found_without_their_rows(faces):
