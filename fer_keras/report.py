@@ -97,7 +97,8 @@ def collect(
 
 
 def comparison(results: list[Result]) -> pd.DataFrame:
-    """Ours beside the published numbers, one row for each experiment of the study or the suite.
+    """Ours beside the published numbers: a row for each experiment of the suite, and if it has any of the study's, for the
+    study's others.
 
     Each number of ours comes with its protocol and its number of test faces, top-1 and balanced accuracy with their
     95 % intervals. Of several seeds, mean and range are given in place of the interval.
@@ -106,7 +107,7 @@ def comparison(results: list[Result]) -> pd.DataFrame:
     for result in results:
         ours.setdefault(result.experiment, []).append(result)
     rows = {}
-    for name in dict.fromkeys([*ours, *PUBLISHED]):
+    for name in dict.fromkeys([*ours, *(PUBLISHED if ours.keys() & PUBLISHED else ())]):
         published = PUBLISHED.get(name) or ELSEWHERE.get(name)
         row = dict.fromkeys(("published top-1/2/3 %", "published protocol, n"), "–")
         if published:
@@ -140,11 +141,14 @@ def over_seeds(runs: list[Mapping], metric: str, interval: bool = True) -> str:
     return percent(sum(values) / len(values)) + spread
 
 
-def against(results: list[Result], reference: str = "tuned") -> pd.DataFrame:
+def against(results: list[Result]) -> pd.DataFrame:
     """Each run against a reference on the same test faces: differences in points, intervals, McNemar's exact test.
 
-    Runs that were scored on other faces are left out: they do not compare.
+    The reference is `tuned`, or where there is none the first experiment, as the name of the index says. Runs that were
+    scored on other faces are left out: they do not compare.
     """
+    names = [r.experiment for r in results if r.metrics]
+    reference = "tuned" if "tuned" in names else next(iter(names), "")
     first = {r.seed: r for r in results if r.experiment == reference and r.metrics}
     rows = {}
     for result in results:
@@ -154,7 +158,7 @@ def against(results: list[Result], reference: str = "tuned") -> pd.DataFrame:
         row = paired(base.folder, result.folder)
         if row:
             rows[_label(result, results)] = {"protocol": result.metrics["protocol"]} | row
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows).T.rename_axis(f"against {reference}")
 
 
 def paired(first: Path, second: Path) -> dict | None:
@@ -257,9 +261,9 @@ def findings(results: list[Result]) -> str:
             lines.append(line + ".")
     changes = against(results)
     for name, row in changes.iterrows() if len(changes) else ():
-        if name.startswith("balanced-"):
+        if name.startswith(("balanced-", "augmented-", "auxiliary-", "ferplus-")):
             lines.append(
-                f"{name} against tuned: top-1 {row['top-1, points']} points, {row['top-1']}; "
+                f"{name} {changes.index.name}: top-1 {row['top-1, points']} points, {row['top-1']}; "
                 f"balanced accuracy {row['balanced accuracy, points']} points."
             )
     for result in results:

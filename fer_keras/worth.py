@@ -258,7 +258,7 @@ def findings(results: Sequence[Result]) -> str:
     if "ensemble" in changes.index:
         row = changes.loc["ensemble"]
         lines.append(
-            f"Under official the ensemble and tuned, on the same {row['n']} test faces, differ by "
+            f"Under official the ensemble and {changes.index.name.split()[-1]}, on the same {row['n']} test faces, differ by "
             f"{row['top-1, points']} points of top-1, {row['top-1']}."
         )
     if official:

@@ -70,6 +70,8 @@ def test_an_experiment_without_a_run_says_so(make):
     table = report.comparison([Result("tuned", 0, Path("x"), None, "not run"), make("baseline", right(70, 0.5))])
     assert table.loc["tuned", "our top-1 %"] == "–" and table.loc["tuned", "state"] == "not run"
     assert table.loc["ensemble", "state"] == "not in this suite"
+    other = report.comparison([make("ferplus-majority", right(70, 0.5)), make("own", right(70, 0.4))])
+    assert list(other.index) == ["ferplus-majority", "own"], "the study's rows would be on other faces"
 
 
 def test_differences_on_the_same_faces_are_told_from_noise(make):
@@ -83,6 +85,8 @@ def test_differences_on_the_same_faces_are_told_from_noise(make):
     assert report.against([make("balanced-ros", right(700, 0.8)), *results[:1]]).loc["balanced-ros", "n"] == "700"
     other = make("balanced-smote_enn", right(700, 0.8), protocol="study", rows=np.arange(700) + 9)
     assert report.against([tuned, other]).empty
+    table = report.against([make("first", right(700, 0.5)), make("second", right(700, 0.8))])
+    assert table.index.name == "against first" and list(table.index) == ["second"]
 
 
 def test_runs_on_different_faces_are_never_ranked_together(make):
