@@ -97,8 +97,7 @@ def collect(
 
 
 def comparison(results: list[Result]) -> pd.DataFrame:
-    """Ours beside the published numbers: a row for each experiment of the suite, and if it has any of the study's, for the
-    study's others.
+    """Ours beside the published numbers, one row for each experiment of the suite; with any of the study's come all.
 
     Each number of ours comes with its protocol and its number of test faces, top-1 and balanced accuracy with their
     95 % intervals. Of several seeds, mean and range are given in place of the interval.

@@ -258,8 +258,8 @@ def findings(results: Sequence[Result]) -> str:
     if "ensemble" in changes.index:
         row = changes.loc["ensemble"]
         lines.append(
-            f"Under official the ensemble and {changes.index.name.split()[-1]}, on the same {row['n']} test faces, differ by "
-            f"{row['top-1, points']} points of top-1, {row['top-1']}."
+            f"Under official the ensemble and {changes.index.name.split()[-1]}, on the same {row['n']} test faces, "
+            f"differ by {row['top-1, points']} points of top-1, {row['top-1']}."
         )
     if official:
         found = official[0].metrics["audit"]["sets"]["test"]
