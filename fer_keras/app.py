@@ -32,7 +32,7 @@ MOST_FRAMES = 20_000  # of a film that are looked at
 POINTS = 400  # in time, of the plot
 DETECTORS = {"YuNet": "yunet", "Haar cascade (no download)": "haar", "the picture is one face": "whole"}
 LIMITS = (
-    "What a face shows is not what a person feels. The model was trained on posed and web pictures whose labels people "
+    "What a face shows is not what a person feels. The model was trained on pictures from the web whose labels people "
     "dispute, and it is wrong often; see its scores here and [what expression recognition can and cannot tell]"
     "(https://github.com/fer-keras/fer-keras/blob/main/docs/limits.md). Inferring emotions at work or in schools is "
     "prohibited in the EU (AI Act, Article 5)."
