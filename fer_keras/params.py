@@ -48,6 +48,7 @@ PARAMETERS = {
     "subset_noise": float,
     # network
     "width": float,
+    "head": str,
     "dropout": float,
     "l1": float,
     "l2": float,
@@ -65,6 +66,8 @@ PARAMETERS = {
     "monitor": str,
     "label_smoothing": float,
     "class_weight": str,
+    "weight_decay": float,
+    "ema": float,
     "precision": str,
     "deterministic": bool,
     "checkpoint_seconds": float,
