@@ -21,6 +21,8 @@ import pandas as pd
 from keras import callbacks, ops, optimizers
 from tqdm import tqdm
 
+from fer_keras import precision as precisions
+
 with warnings.catch_warnings():  # about Jupyter widgets, which a bar of text does not need
     warnings.simplefilter("ignore")
     from tqdm.keras import TqdmCallback
@@ -36,7 +38,7 @@ OPTIMIZERS = {
 SCHEDULES = ("constant", "cosine", "plateau")
 MONITORS = {"val_loss": "min", "val_accuracy": "max"}
 CLASS_WEIGHTS = ("none", "balanced")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 
 
 def choose(name, value, choices):
@@ -51,14 +53,14 @@ def seed_everything(seed: int, precision: str = "float32", deterministic: bool =
 
     Args:
         seed: 0 ≤ seed < 2³².
-        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        precision: "float32", "mixed_bfloat16", "mixed_float16", or "auto", see `fer_keras.precision`.
         deterministic: ask a GPU for kernels that give the same result every time; must come before the first
             computation. A CPU gives the same result anyway.
     """
     if deterministic:
         os.environ["TF_DETERMINISTIC_OPS"] = "1"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-    keras.config.set_dtype_policy(choose("precision", precision, PRECISIONS))
+    keras.config.set_dtype_policy(precisions.resolve(choose("precision", precision, PRECISIONS)))
     keras.utils.set_random_seed(seed)
 
 
