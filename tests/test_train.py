@@ -249,19 +249,27 @@ def test_mixed_precision_is_saved_as_float32(parts, tmp_path):
 # --- Averages and decay -----------------------------------------------------------------------------------------------
 
 
-def test_the_network_is_left_with_the_moving_average_of_all_its_weights(parts):
-    steps = []
-    collect = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(network.get_weights()))
-    network = small()
+def test_early_stopping_keeps_the_moving_average_of_all_weights_and_the_network_is_left_with_it(parts):
+    """Epochs of one step each, so that an epoch's end is a step's."""
+    network, weights, averages = small(), [], []
     start = network.get_weights()
-    fit(parts, network, optimizer="sgd", learning_rate=1e-2, epochs=1, ema=0.7, extra_callbacks=[collect])
-    assert len(steps) == 7
-    expected = steps[0]  # the start itself does not count
-    for step in steps[1:]:
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: (
+            weights.append(network.get_weights()),
+            averages.append(watch.model.get_weights()),
+        )
+    )
+    given = {"optimizer": "sgd", "learning_rate": 1e-2, "batch_size": 224, "epochs": 4, "ema": 0.7}
+    _, history = fit(parts, network, **given, extra_callbacks=[watch])
+    expected = weights[0]  # the random start does not count
+    for step, found in zip(weights, averages, strict=True):
         expected = [0.7 * average + 0.3 * weight for average, weight in zip(expected, step, strict=True)]
-    assert sum(np.abs(a - b).max() > 1e-3 for a, b in zip(expected, start, strict=True)) > 20
-    for found, average in zip(network.get_weights(), expected, strict=True):
-        np.testing.assert_allclose(found, average, rtol=1e-5, atol=1e-7)
+        for one, average in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, average, rtol=1e-5, atol=1e-7)
+    assert sum(np.abs(a - b).max() > 1e-3 for a, b in zip(weights[-1], expected, strict=True)) > 20
+    assert sum(np.abs(a - b).max() > 1e-3 for a, b in zip(start, weights[0], strict=True)) > 20
+    best = averages[train.best_epoch(history, "val_accuracy")]
+    assert all(np.array_equal(a, b) for a, b in zip(best, network.get_weights(), strict=True))
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
