@@ -272,7 +272,10 @@ def test_early_stopping_keeps_the_moving_average_of_all_weights_and_the_network_
     assert all(np.array_equal(a, b) for a, b in zip(best, network.get_weights(), strict=True))
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+SLOW = pytest.mark.skipif(keras.backend.backend() == "jax", reason="XLA compiles float16 for minutes on a processor")
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_float16", marks=SLOW)])
 def test_the_averages_are_scored_and_change_nothing_in_the_training(parts, precision):
     def trained(**given):
         train.seed_everything(0, precision)
