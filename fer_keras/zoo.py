@@ -220,6 +220,8 @@ def add(
             "largest_difference": agreement["largest"],
             "fer_keras": __version__,
         } | _worth(folder, about)
+    if path.resolve() != (FOLDER / f"{name}.onnx").resolve():
+        (FOLDER / f"{name}.onnx").unlink(missing_ok=True)  # of the entry that this one replaces
     storage.write_json(FOLDER / f"{name}.json", made)
     storage.write_text(FOLDER / f"{name}.md", markdown(made))
     return made

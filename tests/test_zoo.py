@@ -159,6 +159,7 @@ def test_a_large_file_does_not_come_with_the_package_and_is_loaded_from_its_plac
         zoo.add(finished[0], "vggnet")
     assert zoo.names() == [] and not list((tmp_path / "zoo").glob("*"))
     file = tmp_path / "release" / "vggnet.onnx"
+    storage.write_text(tmp_path / "zoo" / "vggnet.onnx", "what an older entry had")
     assert main(["zoo", "add", str(finished[0]), "--name", "vggnet", "--file", str(file)]) == 0
     assert storage.file_hash(file) in capsys.readouterr().out
     assert main(["zoo", "list"]) == 0 and main(["zoo", "show", "vggnet"]) == 0
