@@ -35,7 +35,7 @@ CHECK_PLACES = @$(foreach name,$(GIVEN),test "$($(name))" = drawn || test -e "$(
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo "make install  the environment in .venv; BACKEND=gpu for CUDA (default: cpu), PYTHON=python3.12 for another Python"
-	@echo "make test-jax  the tests of model, training and evaluation on JAX"
+	@echo "make test-jax  the tests of model, training, evaluation and maps on JAX"
 	@echo "make lint     ruff on code and notebooks"
 
 install: $(READY)
@@ -75,7 +75,7 @@ test: $(READY)
 
 test-jax: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[jax]'
-	KERAS_BACKEND=jax python -m pytest tests/test_model.py tests/test_augment.py tests/test_train.py tests/test_evaluate.py
+	KERAS_BACKEND=jax python -m pytest tests/test_model.py tests/test_augment.py tests/test_train.py tests/test_evaluate.py tests/test_explain.py
 
 test-app: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'

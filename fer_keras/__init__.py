@@ -5,7 +5,8 @@ The modules, in the order in which a face passes them: `data`, `drawn`, `convert
 `evaluate` → `audit` → `plots`, `report`, `worth` → `publish`. `params` resolves a run's parameters, `steps` calls the
 rooms with them, `run` is its folder, `suite` the graph of runs, also of a sweep, which `tuning` judges; `search` looks
 for parameters within a budget. `listing` knows the layouts of the data sets that `convert` converts, `layouts` draws
-such data sets. With pictures: `faces` → `classifier`, from what `export` wrote → `predict`, `app`.
+such data sets. With pictures: `faces` → `classifier`, from what `export` wrote or the `zoo` holds → `predict`, `app`.
+`explain` shows which pixels decide, and `precision` what this machine trains fast in.
 """
 
 import os

@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fer_keras import predict
-from fer_keras.classifier import ExpressionClassifier, Face, ModelError, finished_runs
+from fer_keras import predict, zoo
+from fer_keras.classifier import ExpressionClassifier, Face, ModelError, best_run, finished_runs
 from fer_keras.faces import PictureError, read_picture
 from fer_keras.params import root
 
@@ -67,24 +67,32 @@ class Models:
 
 
 def models(model: str | Path = "compact", outputs: str | Path = "outputs") -> Models:
-    """What the app offers: the model that is asked for, then the finished runs, best first.
+    """What the app offers: the model that is asked for, the one that comes with the package, the finished runs.
+
+    Args:
+        model: see `ExpressionClassifier`.
+        outputs: where finished runs are looked for; the best comes first.
 
     Raises:
         ModelError: if there is none.
     """
-    runs = finished_runs(outputs)
+    top, names = root() / Path(outputs).expanduser(), {}
     if str(model) not in ("", "compact"):
-        if not Path(model).expanduser().exists():
+        if not Path(model).expanduser().exists() and str(model) not in zoo.names():
             raise ModelError(f"There is no model {str(model)!r}.")
-        runs = [Path(model).expanduser(), *runs]
-    elif not runs:
-        ExpressionClassifier(model, "whole", outputs=outputs)  # says what is missing
-    top = root() / Path(outputs).expanduser()
-    names: dict[str, Path] = {}
-    for path in runs:
-        inside = path.is_relative_to(top)
-        names.setdefault(str(path.relative_to(top) if inside else path.name), path)
+        names[_shown(model, top)] = model
+    if zoo.is_shipped("compact"):
+        names["compact"] = "compact"
+    for folder in finished_runs(outputs):
+        names.setdefault(_shown(folder, top), folder)
+    if not names:
+        best_run(outputs)  # says what is missing
     return Models(names)
+
+
+def _shown(model: str | Path, top: Path) -> str:
+    path = Path(model).expanduser()
+    return str(path.relative_to(top) if path.is_relative_to(top) else path.name)
 
 
 # --- What the tabs do -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fer_keras import faces as faces_
+from fer_keras import zoo
 from fer_keras.params import root
 
 BATCH = 64  # faces in a step; bounds the memory
@@ -56,8 +57,9 @@ class ExpressionClassifier:
     detector run once when they are loaded.
 
     Args:
-        model: the path of an .onnx file, or of a finished run's folder, whose model is exported on first use; "compact"
-            or "" is the best finished run below `outputs/`, see `best_run`.
+        model: the path of an .onnx file, or of a finished run's folder, whose model is exported on first use; or the
+            name of a network of the zoo, see `fer_keras.zoo`. "compact" is the network that comes with fer-keras, or if
+            none does, as "", the best finished run below `outputs/`, see `best_run`.
         detector: see `fer_keras.faces.detector`; or a function from uint8 (height, width, 3) RGB to (n, 4) boxes (left,
             top, width, height), possibly with scores and eyes, see `fer_keras.faces.COLUMNS`.
         align: turn faces so that their eyes are level.
@@ -171,6 +173,8 @@ class ExpressionClassifier:
                 f": top-1 {100 * test['top1']:.2f} ({100 * low:.1f}–{100 * high:.1f}) % of {test['n']:,} test faces of "
                 f"{about.get('data', 'unknown data')} under {about.get('protocol', 'an unknown protocol')}"
             )
+            if about.get("tta") == "ten_crop":
+                sentence += ", over ten crops, of which the central one is used here"
         return sentence + "."
 
     # --- Loading ----------------------------------------------------------------------------------------------------
@@ -180,9 +184,13 @@ class ExpressionClassifier:
         print(sentence, file=sys.stderr)
 
     def _load(self, model, threads, outputs):
-        if str(model) in ("", "compact"):
+        name = str(model)
+        if zoo.is_shipped(name) or (name != "compact" and name in zoo.names() and not Path(name).exists()):
+            return _from_zoo(name, threads)
+        if name in ("", "compact"):
             model = best_run(outputs)
-            self.notes.append(f"No weights come with fer-keras yet: using what was trained here, {model}.")
+            without = "No weights come with fer-keras yet: using" if name else "Using"
+            self.notes.append(f"{without} what was trained here, {model}.")
         path = Path(model).expanduser()
         if not path.exists():
             raise ModelError(f"There is no model {str(model)!r}. {HOW_TO_TRAIN}")
@@ -207,7 +215,8 @@ class ExpressionClassifier:
             return _keras(folder, about)
         if file.exists():
             loaded = _onnx(file, threads)
-            if about is None or loaded[1].get("model_sha256") == about["model_sha256"]:
+            made_of = {"tta": "none"} | loaded[1]  # a file that says nothing was written before there were two kinds
+            if about is None or all(made_of.get(part) == about[part] for part in ("model_sha256", "tta")):
                 return loaded
         try:
             self._say(f"Exporting {folder / 'model.keras'} to ONNX, once.")
@@ -292,6 +301,21 @@ def _onnx(path: Path, threads: int):
     return lambda faces: session.run(None, {given: faces})[0], about, "onnxruntime"
 
 
+def _from_zoo(name: str, threads: int):
+    try:
+        card = zoo.load(name)
+    except zoo.ZooError as error:
+        raise ModelError(str(error)) from None
+    loaded = _onnx(card["path"], threads)
+    for part in ("class_names", "image_size", "channels"):
+        if loaded[1][part] != card[part]:
+            raise ModelError(
+                f"{card['path']} has {part} {loaded[1][part]}, but the card of {name!r} says {card[part]}: the two do "
+                f"not belong together. Make the entry anew: fer-keras zoo add RUN --name {name}"
+            )
+    return loaded
+
+
 def _value(text: str):
     try:
         return json.loads(text)
@@ -303,9 +327,9 @@ def _keras(folder: Path, about: dict | None):
     if about is None:
         raise ModelError(f"{folder} holds no finished run.")
     try:
-        from fer_keras.run import load_model
+        from fer_keras.export import load_scored
 
-        model = load_model(folder)
+        model = load_scored(folder)
     except ImportError as error:
         raise ModelError(f"{folder} needs Keras with a backend: pip install -e '.[cpu]' ({error}).") from None
     *size, channels = model.inputs[0].shape[1:]

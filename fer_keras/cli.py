@@ -87,7 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
         "and the others are still analysed.",
     )
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, video, or 0 for the first camera")
-    predict.add_argument("--model", default="compact", help="an .onnx file or a run's folder; default the best run")
+    predict.add_argument(
+        "--model",
+        default="compact",
+        help="a name in the zoo, an .onnx file or a run's folder; default the network that comes with fer-keras",
+    )
     predict.add_argument("--outputs", default="outputs", help="where the best run is looked for")
     predict.add_argument("--detector", default="auto", choices=["auto", "yunet", "haar", "whole"])
     predict.add_argument("--align", action="store_true", help="turn faces so that their eyes are level")
@@ -106,10 +110,33 @@ def main(arguments: list[str] | None = None) -> int:
     app.add_argument("--no-browser", action="store_true", help="do not open the browser")
     app.set_defaults(call=_app)
 
-    export = commands.add_parser("export", help="write a run's model as an ONNX file that needs nothing else")
+    export = commands.add_parser(
+        "export",
+        help="write a run's model as a file that needs nothing else",
+        description="Write the model of a finished run, as it was scored, and compare its answers with Keras's.",
+    )
     export.add_argument("run", help="the folder of a finished run")
-    export.add_argument("file", type=Path, nargs="?", help="default RUN/model.onnx")
+    export.add_argument("file", type=Path, nargs="?", help="default RUN/model.onnx, or as the format says")
+    export.add_argument("--format", default="onnx", choices=["onnx", "litert", "saved_model"])
+    small = export.add_mutually_exclusive_group()
+    small.add_argument("--int8", action="store_true", help="weights and values in 8 bits; a quarter of the size")
+    small.add_argument("--float16", action="store_true", help="weights in 16 bits; half of the size, ONNX only")
+    export.add_argument("--data", default="", help="the run's faces, which --int8 needs, where they are elsewhere now")
     export.set_defaults(call=_export)
+
+    zoo = commands.add_parser("zoo", help="the trained networks that have a name, and how to add one")
+    acts = zoo.add_subparsers(dest="action", required=True, metavar="ACTION")
+    acts.add_parser("list", help="name, size and worth of each").set_defaults(call=_zoo_list)
+    show = acts.add_parser("show", help="the card of a network")
+    show.add_argument("name")
+    show.set_defaults(call=_zoo_show)
+    add = acts.add_parser("add", help="make an entry from a finished run")
+    add.add_argument("run", help="the folder of a finished run")
+    add.add_argument("--name", required=True)
+    add.add_argument("--file", type=Path, help="where to write the file; by default it comes with the package")
+    add.add_argument("--url", default="", help="from where others can download the file")
+    add.add_argument("--float16", action="store_true", help="weights in 16 bits, half of the size")
+    add.set_defaults(call=_zoo_add)
 
     given = parser.parse_args(arguments)
     try:
@@ -379,9 +406,47 @@ def _app(given):
 
 
 def _export(given):
-    from fer_keras.export import to_onnx
+    from fer_keras import export
 
-    print(to_onnx(given.run, given.file))
+    calibration = export.calibration_faces(given.run, given.data) if given.int8 else None
+    options = {"calibration": calibration, "float16": given.float16}
+    path, found = export.export(given.run, given.file, given.format, **options)
+    print(path)
+    print(
+        f"Its probabilities differ from Keras's by at most {found['largest']:.1e}, {found['mean']:.1e} on average; "
+        f"{100 * found['same_class']:.0f} % of the compared faces get the same class.",
+        file=sys.stderr,
+    )
+
+
+def _zoo_list(given):
+    from fer_keras import zoo
+    from fer_keras.evaluate import percent
+
+    for name in zoo.names():
+        card = zoo.card(name)
+        test, run = card["test"], card["run"]
+        place = "comes with fer-keras" if zoo.is_shipped(name) else card["url"] or "give its path"
+        print(
+            f"{name}: {card['size'] / 1e6:.1f} MB, top-1 {percent(test['top1'], test['intervals']['top1'])} % of "
+            f"{test['n']:,} test faces of {run['data']} under {run['protocol']}; {place}"
+        )
+    if not zoo.names():
+        print("The zoo is still empty: fer-keras zoo add RUN --name compact")
+
+
+def _zoo_show(given):
+    from fer_keras import zoo
+
+    print(zoo.markdown(zoo.card(given.name)), end="")
+
+
+def _zoo_add(given):
+    from fer_keras import zoo
+
+    made = zoo.add(given.run, given.name, given.file, given.url, given.float16)
+    print(f"{made['name']}: {made['file']}, {made['size']:,} bytes, SHA-256 {made['sha256']}")
+    print(zoo.FOLDER / f"{made['name']}.md")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 
 import yaml
 
+from fer_keras import precision
+
 # Every parameter of every notebook, with its type: a suite may set what only some of its notebooks use. The notebooks'
 # own `parameters` cells give defaults and explanations; a test keeps both in step.
 PARAMETERS = {
@@ -48,6 +50,7 @@ PARAMETERS = {
     "subset_noise": float,
     # network
     "width": float,
+    "head": str,
     "dropout": float,
     "l1": float,
     "l2": float,
@@ -65,6 +68,8 @@ PARAMETERS = {
     "monitor": str,
     "label_smoothing": float,
     "class_weight": str,
+    "weight_decay": float,
+    "ema": float,
     "precision": str,
     "deterministic": bool,
     "checkpoint_seconds": float,
@@ -202,7 +207,8 @@ def resolve(defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, co
         command_line: what the user gave beside the files.
 
     Returns:
-        A flat dict with the names of `defaults`, less those that only a suite has.
+        A flat dict with the names of `defaults`, less those that only a suite has; `precision: auto` is what it means
+        on this machine.
 
     Raises:
         ParameterError: see `check`; also if `overrides` names an experiment that the suite does not have.
@@ -222,6 +228,8 @@ def resolve(defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, co
     merged |= overrides.get(name) or {}
     merged |= command_line
     merged = {key: check(key, value) for key, value in merged.items()}
+    if "precision" in merged and "precision" in defaults:
+        merged["precision"] = precision.resolve(merged["precision"])
     return {key: value for key, value in merged.items() if key in defaults and key not in SUITE_ONLY}
 
 

@@ -39,7 +39,14 @@ ORIGINS = ("original", "copy", "synthetic")
 # What of the faces of a role is kept in `rows.npz`; the last only where faces were changed.
 KEPT = ("rows", "labels", "parents", "weight", "changes")
 # What a run had before there was such a parameter: it counts in no key.
-USUAL = {"dataset": "fer2013", "num_classes": 7, "color": "grey", "labels": "fer2013", "ferplus_mode": "majority"}
+USUAL = {
+    "dataset": "fer2013",
+    "num_classes": 7,
+    "color": "grey",
+    "labels": "fer2013",
+    "ferplus_mode": "majority",
+    "head": "dense",
+}
 PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "scikit-learn", "imbalanced-learn", "fer-keras")
 
 

@@ -66,6 +66,7 @@ def network(p: SimpleNamespace, faces: Faces) -> keras.Model:
         l1=p.l1,
         l2=p.l2,
         crop=p.crop,
+        head=p.head,
     )
 
 

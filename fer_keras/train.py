@@ -21,6 +21,8 @@ import pandas as pd
 from keras import callbacks, ops, optimizers
 from tqdm import tqdm
 
+from fer_keras import precision as precisions
+
 with warnings.catch_warnings():  # about Jupyter widgets, which a bar of text does not need
     warnings.simplefilter("ignore")
     from tqdm.keras import TqdmCallback
@@ -31,12 +33,12 @@ OPTIMIZERS = {
     "adamw": optimizers.AdamW,
     "nadam": optimizers.Nadam,
     "rmsprop": optimizers.RMSprop,
-    "sgd": lambda learning_rate: optimizers.SGD(learning_rate, momentum=0.9, nesterov=True),
+    "sgd": partial(optimizers.SGD, momentum=0.9, nesterov=True),
 }
 SCHEDULES = ("constant", "cosine", "plateau")
 MONITORS = {"val_loss": "min", "val_accuracy": "max"}
 CLASS_WEIGHTS = ("none", "balanced")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 
 
 def choose(name, value, choices):
@@ -51,19 +53,26 @@ def seed_everything(seed: int, precision: str = "float32", deterministic: bool =
 
     Args:
         seed: 0 ≤ seed < 2³².
-        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        precision: "float32", "mixed_bfloat16", "mixed_float16", or "auto", see `fer_keras.precision`.
         deterministic: ask a GPU for kernels that give the same result every time; must come before the first
             computation. A CPU gives the same result anyway.
     """
     if deterministic:
         os.environ["TF_DETERMINISTIC_OPS"] = "1"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-    keras.config.set_dtype_policy(choose("precision", precision, PRECISIONS))
+    keras.config.set_dtype_policy(precisions.resolve(choose("precision", precision, PRECISIONS)))
     keras.utils.set_random_seed(seed)
 
 
 def build_optimizer(
-    name: str, learning_rate: float, schedule: str, epochs: int, steps_per_epoch: int, warmup_epochs: int = 0
+    name: str,
+    learning_rate: float,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: int = 0,
+    weight_decay: float = 0.0,
+    ema: float = 0.0,
 ) -> keras.optimizers.Optimizer:
     """Build the optimizer with its learning-rate schedule.
 
@@ -75,6 +84,10 @@ def build_optimizer(
         epochs: length of the training.
         steps_per_epoch: optimizer steps in one epoch.
         warmup_epochs: epochs of linear increase from 0, with "cosine" only.
+        weight_decay: each step first shrinks what it trains by this share times the learning rate, decoupled from the
+            gradient (Loshchilov and Hutter 2019); 0 leaves the optimizer as Keras has it, where AdamW has 0.004. With
+            Nesterov momentum 0.9, PyTorch's coupled decay of 5e-4 acts about like 5e-3 here, and just like `l2` 2.5e-4.
+        ema: momentum of the moving average of the weights that the optimizer keeps, 0 for none.
 
     Raises:
         ValueError: on an unknown name, or a value out of range.
@@ -86,6 +99,8 @@ def build_optimizer(
             "`learning_rate` must be above 0 and `warmup_epochs` in [0, epochs). "
             f"Received: learning_rate={learning_rate}, warmup_epochs={warmup_epochs}, epochs={epochs}"
         )
+    if weight_decay < 0 or not 0 <= ema < 1:
+        raise ValueError(f"`weight_decay` must be ≥ 0 and `ema` in [0, 1). Received: {weight_decay}, {ema}")
     if warmup_epochs and schedule != "cosine":
         raise ValueError(f'`warmup_epochs` goes with `schedule: cosine` only. Received: schedule="{schedule}"')
     if schedule == "cosine":
@@ -96,7 +111,9 @@ def build_optimizer(
             warmup_target=learning_rate if warmup else None,
             warmup_steps=warmup,
         )
-    return OPTIMIZERS[name](learning_rate=learning_rate)
+    more = {"weight_decay": weight_decay} if weight_decay else {}
+    more |= {"use_ema": True, "ema_momentum": ema} if ema else {}
+    return OPTIMIZERS[name](learning_rate=learning_rate, **more)
 
 
 def balanced_class_weight(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -150,9 +167,13 @@ class Rows(keras.utils.PyDataset):
 
 
 class Trainer(keras.Model):
-    """Trains `inner` on faces that it gathers from the device's memory by row index, and augments there."""
+    """Trains `inner` on faces that it gathers from the device's memory by row index, and augments there.
 
-    def __init__(self, inner, augmentation=None, images=None, mixing=None):
+    With `ema` there are two sets of weights: those that the next step changes, and their moving averages, which are
+    what validation scores (`swap`) and what early stopping keeps.
+    """
+
+    def __init__(self, inner, augmentation=None, images=None, mixing=None, ema=0.0):
         super().__init__(name="trainer")
         self.inner = inner
         self.augmentation = augmentation
@@ -160,6 +181,11 @@ class Trainer(keras.Model):
         self.images = None
         if images is not None:
             self.images = keras.Variable(images, dtype="uint8", trainable=False, autocast=False, name="images")
+        self.ema = ema
+        if ema:  # Keras's optimizer averages what it trains; the statistics of the normalisations must go with that
+            kept = {"trainable": False, "autocast": False, "dtype": "float32"}
+            self.averages = [keras.Variable(ops.zeros(v.shape), **kept) for v in inner.non_trainable_weights]
+            self.momentum = keras.Variable(0.0, **kept)  # 0 in the first step, as in Keras's optimizer
 
     def build(self, input_shape):
         if self.augmentation is not None:  # now, so that its random states are in `state` from the start
@@ -172,10 +198,18 @@ class Trainer(keras.Model):
         if training and self.augmentation is not None:
             faces = self.augmentation(ops.cast(faces, "float32"), training=True)
         if not training or labels is None:
-            return self.inner(faces, training=training)
+            return self._answer(faces, training)
         mixed = self.mixing({"images": ops.cast(faces, "float32"), "labels": labels}, training=True)
         # With the labels, which are mixed in the same shares: the loss and the metrics take them from here.
-        return {"probabilities": self.inner(mixed["images"], training=True), "labels": mixed["labels"]}
+        return {"probabilities": self._answer(mixed["images"], training=True), "labels": mixed["labels"]}
+
+    def _answer(self, faces, training):
+        answer = self.inner(faces, training=training)
+        if training and self.ema:
+            for statistic, average in zip(self.inner.non_trainable_weights, self.averages, strict=True):
+                average.assign(self.momentum * average + (1 - self.momentum) * statistic)
+            self.momentum.assign(self.ema)
+        return answer
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y, y_pred = (y_pred["labels"], y_pred["probabilities"]) if isinstance(y_pred, dict) else (y, y_pred)
@@ -185,9 +219,25 @@ class Trainer(keras.Model):
         y, y_pred = (y_pred["labels"], y_pred["probabilities"]) if isinstance(y_pred, dict) else (y, y_pred)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
+    def averaged(self):
+        """Pairs of a weight and its moving average."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)  # float16 wraps it, to scale the loss
+        trained = zip(self.trainable_variables, optimizer._model_variables_moving_average, strict=True)
+        return [*trained, *zip(self.inner.non_trainable_weights, self.averages, strict=True)]
+
+    def swap(self):
+        """Exchange weights and moving averages. Keras's `SwapEMAWeights` does so by sums, which rounds the weights."""
+        for weight, average in self.averaged():
+            value = ops.copy(weight)
+            weight.assign(average)
+            average.assign(value)
+
     # Early stopping keeps the best weights by these two: the faces are not among them.
     def get_weights(self):
-        return self.inner.get_weights()
+        if not self.ema:
+            return self.inner.get_weights()
+        averages = {id(weight): average for weight, average in self.averaged()}
+        return [ops.convert_to_numpy(averages[id(weight)]) for weight in self.inner.weights]
 
     def set_weights(self, weights):
         self.inner.set_weights(weights)
@@ -279,7 +329,7 @@ def check(p) -> None:
             "`epochs` and `batch_size` must be at least 1, `patience` ≥ 0, `label_smoothing` in [0, 1). Received: "
             f"{p.epochs}, {p.batch_size}, {p.patience}, {p.label_smoothing}"
         )
-    build_optimizer(p.optimizer, p.learning_rate, p.schedule, p.epochs, 1, p.warmup_epochs)
+    build_optimizer(p.optimizer, p.learning_rate, p.schedule, p.epochs, 1, p.warmup_epochs, p.weight_decay, p.ema)
 
 
 def best_epoch(history: pd.DataFrame, monitor: str) -> int:
@@ -302,6 +352,8 @@ def fit(
     monitor: str = "val_accuracy",
     label_smoothing: float = 0.0,
     class_weight: str = "none",
+    weight_decay: float = 0.0,
+    ema: float = 0.0,
     augmentation: keras.Layer | None = None,
     mixing: keras.Layer | None = None,
     draw_labels: bool = False,
@@ -326,6 +378,10 @@ def fit(
         monitor: "val_loss" or "val_accuracy": what improves.
         label_smoothing: share of the target spread over all classes, 0 ≤ label_smoothing < 1.
         class_weight: "none", or "balanced" (`balanced_class_weight`).
+        weight_decay: see `build_optimizer`; of kernels alone, not of biases and normalisations.
+        ema: momentum of the moving average of the weights, 0 ≤ ema < 1, 0 for none. The average, with the statistics
+            of its normalisations, is then what validation scores and what the model is left with. It forgets its random
+            start within some 5 / (1 − ema) steps.
         augmentation: a layer applied to the training faces, e.g. from `fer_keras.augment.online`.
         mixing: a layer that mixes the faces of a batch and their labels, e.g. from `fer_keras.augment.mixing`.
         draw_labels: where faces have a distribution over the classes (`targets`), draw a class from it in every epoch
@@ -369,9 +425,12 @@ def fit(
     scored = Rows(validation, first=len(train), **shared)
 
     faces = np.concatenate([train.images, validation.images]) if resident else None
-    trainer = Trainer(model, augmentation, faces, mixing)
+    trainer = Trainer(model, augmentation, faces, mixing, ema)
+    updates = build_optimizer(optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs, weight_decay, ema)
+    if weight_decay:
+        updates.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) == 1])
     trainer.compile(
-        optimizer=build_optimizer(optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs),
+        optimizer=updates,
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         # Measured on CPU: XLA makes TensorFlow's step slower and compiles for long. JAX has no other way.
@@ -386,6 +445,11 @@ def fit(
         stop.set_model(trainer)
         stop.on_train_end()
         return pd.DataFrame(saver.history)
+    swap = []
+    if ema:
+        swap.append(
+            callbacks.LambdaCallback(on_test_begin=lambda logs: trainer.swap(), on_test_end=lambda logs: trainer.swap())
+        )
     bar = TqdmCallback(epochs=epochs, verbose=0, tqdm_class=_bar())
     result = trainer.fit(
         rows,
@@ -394,7 +458,7 @@ def fit(
         epochs=epochs,
         shuffle=False,  # of whole batches, by Python's random state, which a resumed process does not have
         verbose=0,
-        callbacks=[order, *remembering, *([saver] if saver else []), *extra_callbacks, bar],
+        callbacks=[order, *swap, *remembering, *([saver] if saver else []), *extra_callbacks, bar],
     )
     if saver:
         return pd.DataFrame(saver.history)

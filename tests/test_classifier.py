@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fer_keras import classifier as classifier_
-from fer_keras import export, model, run, storage
+from fer_keras import export, model, run, storage, zoo
 from fer_keras.classifier import ExpressionClassifier
 from fer_keras.data import CLASS_NAMES
 from fer_keras.drawn import draw
@@ -39,7 +39,8 @@ def finish(folder, network, faces, **params):
     """A finished run with this network."""
     params = {"experiment": "tuned", "suite": "demo", "seed": 0, "data": "drawn"} | params
     some = faces.take(np.arange(40))
-    run.save_training(folder, params, "the key", {"test": some}, None, network, 1.0)
+    parts = {"train": faces.take(np.arange(100, 140)), "test": some}
+    run.save_training(folder, params, "the key", parts, None, network, 1.0)
     found = run.predictions(folder, {"validation": some, "test": some}, lambda images: predict(network, images))
     run.save_metrics(folder, params, "the key", found, "official", {}, {})
     return folder
@@ -178,10 +179,13 @@ def test_the_best_run_is_chosen_by_validation_faces_on_real_faces_and_honestly(t
     assert classifier_.best_run(tmp_path) == best
 
 
-def test_compact_is_the_best_run_and_says_so(single):
+def test_compact_is_the_best_run_where_none_comes_with_the_package(single, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     found = ExpressionClassifier(detector="whole", outputs=single[0].parents[2])
     assert found.about["experiment"] == "tuned"
     assert found.notes == [f"No weights come with fer-keras yet: using what was trained here, {single[0]}."]
+    found = ExpressionClassifier("", detector="whole", outputs=single[0].parents[2])
+    assert found.notes == [f"Using what was trained here, {single[0]}."]
 
 
 def test_a_model_trained_anew_is_exported_anew(single, tmp_path, faces, monkeypatch):

@@ -64,6 +64,20 @@ def test_test_time_augmentation_is_the_mean_over_explicit_crops(faces, cropped, 
     np.testing.assert_allclose(found, mean_of_crops(explicit, images, corners, flip), rtol=0, atol=2e-3)
 
 
+def test_ten_crops_go_with_a_pooling_head_and_a_narrow_border(faces):
+    seed_everything(1)
+    whole, explicit = (
+        model.vggnet(width=1 / 32, head="pooling", **one) for one in ({"crop": 44}, {"image_size": (44, 44)})
+    )
+    explicit.set_weights(whole.get_weights())
+    images = faces.images[:8]
+    crops = [images[:, y : y + 44, x : x + 44] for y, x in [(2, 2), (0, 0), (0, 4), (4, 0), (4, 4)]]
+    outputs = [explicit.predict(view, verbose=0) for crop in crops for view in (crop, crop[:, :, ::-1])]
+    found = evaluate.predict(whole, images, "ten_crop", crop=44)
+    np.testing.assert_allclose(found, np.mean(outputs, axis=0), atol=1e-6)
+    assert np.ptp(outputs, axis=0).max() > 1e-4, "the views differ"
+
+
 @pytest.mark.parametrize(
     ("tta", "crop", "message"),
     [

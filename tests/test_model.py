@@ -35,6 +35,7 @@ def reloaded(network, path):
         {"num_classes": 8},
         {"image_size": (64, 48)},
         {"image_size": (18, 30), "num_classes": 2, "channels": 3, "crop": 16},
+        {"head": "pooling", "crop": 44},
     ],
     ids=str,
 )
@@ -73,6 +74,26 @@ def test_full_width_on_whole_faces_is_the_studys_network():
 )
 def test_the_count_of_weights_follows_the_arguments(given, expected):
     assert model.vggnet(**given).count_params() == expected
+
+
+@pytest.mark.parametrize(("side", "width"), [(48, 1.0), (40, 0.5)])
+def test_the_pooling_head_has_one_dense_layer_on_one_mean_a_filter(side, width):
+    network = model.vggnet(width=width, crop=side % 48, head="pooling")
+    dense = expected_count(side, width) - ((int(512 * width) * (side // 16) ** 2 + 1) * int(4096 * width))
+    dense -= (int(4096 * width) + 1) * (int(4096 * width) + 7)
+    assert network.count_params() == dense + (int(512 * width) + 1) * 7
+    last = keras.Model(network.input, network.get_layer("block4_pool").output)
+    images = images_for(network)
+    features = last.predict(images, verbose=0).mean(axis=(1, 2))
+    kernel, bias = (keras.ops.convert_to_numpy(w) for w in network.get_layer("logits").weights)
+    scores = np.exp(features @ kernel + bias)
+    expected = scores / scores.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(network.predict(images, verbose=0), expected, rtol=1e-4)
+
+
+def test_the_compact_network_fits_into_six_megabytes():
+    network = model.vggnet(width=0.5, head="pooling")
+    assert network.count_params() * 4 < 6e6, "in float32 already"
 
 
 def test_layer_names_are_systematic():
@@ -127,6 +148,7 @@ def test_the_model_rescales_by_itself():
         ({"dropout": 1.0}, "`dropout` in"),
         ({"l2": -1e-4}, "`l2` ≥ 0"),
         ({"l1": -1e-4}, "`l1` and `l2` ≥ 0"),
+        ({"head": "flat"}, "`head` must be one of dense, pooling"),
     ],
 )
 def test_a_value_out_of_range_is_refused(given, message):
@@ -240,6 +262,27 @@ def test_a_run_with_other_classes_starts_by_class_name():
     other = model.vggnet(**(SMALL | {"num_classes": 8}))
     model.copy_weights(eight, other, "contempt", names, order)
     np.testing.assert_allclose(outputs_of(other, images), found[:, ::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [("dense", "pooling"), ("pooling", "dense")], ids=str)
+def test_between_heads_the_convolutions_are_carried_over(heads):
+    source, target = (model.vggnet(**SMALL, head=head, num_classes=n) for head, n in zip(heads, (7, 8), strict=True))
+    fresh = target.get_layer("logits").get_weights()
+    source.get_layer("block4b_bn").set_weights([w + 1 for w in source.get_layer("block4b_bn").get_weights()])
+    said = model.copy_weights(source, target, "tuned", CLASS_NAMES, (*CLASS_NAMES, "contempt"))
+    assert said == [
+        f"The convolutions of tuned are carried over; its head is {heads[0]!r}, and the new one, {heads[1]!r}, starts "
+        "afresh."
+    ]
+    images = images_for(source)
+    features = [
+        keras.Model(network.input, network.get_layer("block4_pool").output).predict(images, verbose=0)
+        for network in (source, target)
+    ]
+    np.testing.assert_array_equal(*features)
+    assert all(np.array_equal(a, b) for a, b in zip(fresh, target.get_layer("logits").get_weights(), strict=True))
+    with pytest.raises(ValueError, match="layer 'crop'"):
+        model.copy_weights(model.vggnet(**SMALL, head=heads[0], crop=40), target, "tuned")
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])

@@ -434,6 +434,17 @@ def test_publishing_leaves_out_faces_and_rebuilds_the_tables(project, monkeypatc
     assert f"{100 * top1:.2f} (" in text
 
 
+def test_the_maps_of_a_run_have_a_page_and_an_ensemble_has_none(project):
+    words = ["papermill", "notebooks/explain.ipynb", "maps.ipynb", "--no-progress-bar", "-p", "drawn_faces", "280"]
+    code, output = call(*words, "-p", "suite", "tiny-official", "-p", "experiment", "tuned", cwd=project)
+    assert code == 0, output[-3000:]
+    cells = [cell for cell in nbformat.read(project / "maps.ipynb", 4).cells if cell.cell_type == "code"]
+    assert "of the saliency lies in the face's upper third" in cells[-1].outputs[0]["text"]
+    assert sum("image/png" in out.get("data", {}) for cell in cells for out in cell.outputs) == 3
+    code, output = call(*words, "-p", "suite", "tiny", "-p", "experiment", "ensemble", cwd=project)
+    assert code != 0 and "Of an ensemble, give one of its members." in output
+
+
 # What goes beyond: another data set with eight classes, in colour, mixed; an augmented subset; one without its data.
 MORE = TINY | {
     "suite": "tiny-more",

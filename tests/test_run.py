@@ -120,6 +120,11 @@ def test_a_parameter_that_is_off_does_not_count(off):
     assert run.key_of(PARAMS | {"new": 1}, "f", {}) != run.key_of(PARAMS, "f", {})
 
 
+@pytest.mark.parametrize(("name", "value"), run.USUAL.items())
+def test_a_parameter_that_runs_did_not_have_counts_only_where_it_is_not_what_they_were(name, value):
+    assert run.key_of(PARAMS | {name: value}, "f", {}) == run.key_of(PARAMS, "f", {})
+
+
 def test_the_key_depends_on_faces_and_ancestors_and_on_no_order():
     ancestors = {"a": "1", "b": "2"}
     key = run.key_of(PARAMS, "f", ancestors)

@@ -48,11 +48,11 @@ def test_needed_runs_come_first_whatever_the_order_of_the_file(name, files):
     found = suite.jobs(name, folder=folder, fingerprint="f")
     order = [experiment for experiment, _ in found]
     assert set(order) == set(listed)
-    for (experiment, _), job in found.items():
+    for (experiment, seed), job in found.items():
         assert all(order.index(other) < order.index(experiment) for other in job.needs)
         other = {"ensemble": suite.ENSEMBLE, "pytorch": suite.PYTORCH}
         assert job.notebook == other.get(experiment, suite.TRAIN)
-        assert job.folder == Path("outputs", name, experiment, "seed-0")
+        assert job.folder == Path("outputs", name, experiment, f"seed-{seed}")
 
 
 @pytest.mark.parametrize(

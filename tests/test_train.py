@@ -60,8 +60,9 @@ class KillAfter(keras.callbacks.Callback):
             "label_smoothing": 0.1,
             "class_weight": "balanced",
         },
+        {"learning_rate": 1e-2, "optimizer": "sgd", "schedule": "cosine", "weight_decay": 5e-3, "ema": 0.8},
     ],
-    ids=["adam", "plateau", "cosine"],
+    ids=["adam", "plateau", "cosine", "averaged"],
 )
 def test_a_resumed_training_ends_like_one_that_was_not_interrupted(parts, tmp_path, monkeypatch, given):
     def augmentation():
@@ -212,6 +213,8 @@ def test_cosine_reaches_its_peak_after_the_warm_up_and_zero_at_the_end():
         ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),
         ({"warmup_epochs": 1}, "goes with `schedule: cosine` only"),
         ({"label_smoothing": 1.0}, "`label_smoothing` in"),
+        ({"weight_decay": -1e-4}, "`weight_decay` must be ≥ 0"),
+        ({"ema": 1.0}, "`ema` in"),
     ],
 )
 def test_wrong_values_are_refused_before_training(parts, given, message):
@@ -241,6 +244,71 @@ def test_mixed_precision_is_saved_as_float32(parts, tmp_path):
     assert {layer.compute_dtype for layer in plain.layers[1:]} == {"float32"}
     # bfloat16 keeps 8 bits of mantissa, so probabilities agree to about two decimals.
     np.testing.assert_allclose(plain.predict(images, verbose=0), network.predict(images, verbose=0), atol=0.05)
+
+
+# --- Averages and decay -----------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_keeps_the_moving_average_of_all_weights_and_the_network_is_left_with_it(parts):
+    """Epochs of one step each, so that an epoch's end is a step's."""
+    network, weights, averages = small(), [], []
+    start = network.get_weights()
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: (
+            weights.append(network.get_weights()),
+            averages.append(watch.model.get_weights()),
+        )
+    )
+    given = {"optimizer": "sgd", "learning_rate": 1e-2, "batch_size": 224, "epochs": 4, "ema": 0.7}
+    _, history = fit(parts, network, **given, extra_callbacks=[watch])
+    expected = weights[0]  # the random start does not count
+    for step, found in zip(weights, averages, strict=True):
+        expected = [0.7 * average + 0.3 * weight for average, weight in zip(expected, step, strict=True)]
+        for one, average in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, average, rtol=1e-5, atol=1e-7)
+    assert sum(np.abs(a - b).max() > 1e-3 for a, b in zip(weights[-1], expected, strict=True)) > 20
+    assert sum(np.abs(a - b).max() > 1e-3 for a, b in zip(start, weights[0], strict=True)) > 20
+    best = averages[train.best_epoch(history, "val_accuracy")]
+    assert all(np.array_equal(a, b) for a, b in zip(best, network.get_weights(), strict=True))
+
+
+SLOW = pytest.mark.skipif(keras.backend.backend() == "jax", reason="XLA compiles float16 for minutes on a processor")
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_float16", marks=SLOW)])
+def test_the_averages_are_scored_and_change_nothing_in_the_training(parts, precision):
+    def trained(**given):
+        train.seed_everything(0, precision)
+        return fit(parts, model.vggnet(width=1 / 32), optimizer="sgd", learning_rate=1e-2, epochs=3, **given)
+
+    try:
+        _, plain = trained()
+        network, history = trained(ema=0.9)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    pd.testing.assert_frame_equal(history[["loss", "accuracy"]], plain[["loss", "accuracy"]], check_exact=True)
+    assert not np.allclose(history["val_loss"], plain["val_loss"])
+    if precision == "float32":
+        best = train.best_epoch(history, "val_accuracy")
+        answers = network.predict(parts["validation"].images, verbose=0)
+        right = answers[np.arange(len(answers)), parts["validation"].labels]
+        assert -np.log(right).mean() == pytest.approx(history["val_loss"][best], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_shrinks_kernels_by_its_share_of_the_step_and_nothing_else(parts, optimizer):
+    """One step over all faces: the gradient is the same, so that only the decay differs."""
+    start = small().get_weights()
+    given = {"optimizer": optimizer, "learning_rate": 0.01, "epochs": 1, "batch_size": 224}
+    low, _ = fit(parts, weight_decay=0.01, **given)
+    high, _ = fit(parts, weight_decay=0.51, **given)
+    names = [variable.path.rsplit("/", 1)[1] for variable in low.weights]
+    assert names.count("kernel") == 11
+    for name, before, a, b in zip(names, start, low.get_weights(), high.get_weights(), strict=True):
+        if name == "kernel":
+            np.testing.assert_allclose(a - b, 0.5 * 0.01 * before, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 # --- Mixed faces and soft labels --------------------------------------------------------------------------------------
