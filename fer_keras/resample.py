@@ -53,7 +53,7 @@ class ExactNeighbors(NearestNeighbors):
         if len(points) > POINTS and points.dtype == np.float32:
             self._sample = slice(None, None, -(-len(points) // SAMPLE))
             self._mean = points.mean(axis=0, dtype="float64")
-            sample = (points[self._sample] - self._mean).astype("float32")
+            sample = points[self._sample] - self._mean.astype("float32")
             basis = randomized_range_finder(sample.T, size=min(DIRECTIONS, *sample.shape), n_iter=2, random_state=0)
             self._basis = np.linalg.qr(basis.astype("float64"))[0]
             blocks = [self._project(points[at : at + 1024]) for at in range(0, len(points), 1024)]
