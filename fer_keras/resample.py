@@ -59,16 +59,17 @@ class ExactNeighbors(NearestNeighbors):
             blocks = [self._project(points[at : at + 1024]) for at in range(0, len(points), 1024)]
             projected, length = map(np.concatenate, zip(*blocks, strict=True))
             self._projected = np.column_stack([projected, length.astype("float32"), np.ones_like(projected[:, 0])])
-            self._longest = length.max(), _squares(points).max()
+            self._longest = length.max(), _squares(points).max()  # squared, less the mean and as they are
         return self
 
     def kneighbors(self, X=None, n_neighbors=None, return_distance=True):
         """Return the nearest points of each row of X, as `NearestNeighbors` does.
 
-        Only what the samplers ask for is fast: the indices for many float32 rows.
+        Only what the samplers ask for is fast: the indices of a few points for each of many float32 rows.
         """
         k = n_neighbors or self.n_neighbors
-        if X is None or return_distance or self._projected is None or len(X) <= MANY_ROWS or X.dtype != np.float32:
+        asked = X is not None and not return_distance and k <= SAMPLE // 32
+        if not asked or self._projected is None or len(X) <= MANY_ROWS or X.dtype != np.float32:
             threads = 1 if len(self._fit_X) <= FEW_POINTS else THREADS  # a second one would only wait
             with threadpool_limits(threads, user_api="openmp"):
                 return super().kneighbors(X, n_neighbors, return_distance)
