@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from imblearn.combine import SMOTEENN, SMOTETomek
 from imblearn.over_sampling import SMOTE, RandomOverSampler
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
+import fer_keras.resample
 from fer_keras.data import CLASS_NAMES, Faces, load_fer2013
-from fer_keras.resample import RESAMPLERS, interpolate, resample
+from fer_keras.resample import RESAMPLERS, ExactNeighbors, interpolate, resample
 from fer_keras.roles import rebuild
 from fer_keras.split import split_official
 
@@ -32,7 +34,8 @@ def assert_same(found, expected):
 def assert_reference(given, method, random_state=0):
     """`resample` gives imbalanced-learn's rows."""
     sampler = REFERENCES[method](random_state=random_state)
-    pixels, labels = sampler.fit_resample(vectors(given), given.labels)
+    with threadpool_limits(2, user_api="openmp"):  # its order among equally far rows depends on it
+        pixels, labels = sampler.fit_resample(vectors(given), given.labels)
     if method == "smote_enn":
         # ENN returns its rows class by class; `resample` returns given faces before added ones, as the others do.
         order = np.argsort(sampler.enn_.sample_indices_ >= len(given), kind="stable")
@@ -68,6 +71,38 @@ def test_faces_that_occur_several_times_are_resampled_as_by_the_reference(faces,
     twins = Faces(twins.images, twins.labels, np.arange(len(twins)), twins.usage)
     found = assert_reference(twins, method)
     assert_same(rebuild(twins, found.rows, found.labels, found.parents, found.weight), found)
+
+
+@pytest.mark.parametrize("method", ["smote", "smote_tomek", "smote_enn"])
+def test_our_search_gives_the_faces_of_the_reference(faces, monkeypatch, method):
+    calls = count_searches(monkeypatch)
+    monkeypatch.setattr(fer_keras.resample, "MANY_ROWS", 0)
+    assert_reference(faces, method)
+    assert calls
+
+
+def test_our_search_gives_the_faces_of_the_reference_where_many_are_equally_far(faces, monkeypatch):
+    # Also mirrored, moved and twice, at random, and all of the largest class: 2,814 after SMOTE.
+    moved = [np.roll(faces.images, move, axis=2) for move in (0, 0, 1, 5, 9)]
+    images, labels = np.concatenate([*moved, faces.images[:, :, ::-1]]), np.tile(faces.labels, 6)
+    order = np.random.default_rng(0).permutation(len(images))
+    order = order[(labels[order] == 3) | (np.arange(len(order)) < 840)]
+    many = Faces(images[order], labels[order], np.arange(len(order)), np.full(len(order), "Training"))
+    calls = count_searches(monkeypatch)
+    assert_reference(many, "smote_tomek")
+    assert calls
+
+
+@pytest.mark.parametrize("method", ["smote", "smote_tomek", "smote_enn"])
+def test_the_rows_do_not_depend_on_the_number_of_threads(faces, method):
+    # Each face three times: which of the same faces is a parent, scikit-learn's threads decide.
+    images = np.concatenate([np.tile(faces.images[:105], (3, 1, 1, 1)), np.tile(faces.images, (2, 1, 1, 1))])
+    labels = np.repeat([1, 3], [315, 560])
+    given = Faces(images, labels, np.arange(len(labels)), np.full(len(labels), "Training"))
+    with threadpool_limits(1):
+        expected = resample(given, method)
+    with threadpool_limits(4):
+        assert_same(resample(given, method), expected)
 
 
 def test_a_class_without_faces_stays_without(faces, method):
@@ -178,6 +213,74 @@ def test_interpolation_is_rounded_float32_and_does_not_depend_on_its_blocks():
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found[0], images[parents[0, 0]])
     np.testing.assert_array_equal(found[1], images[parents[1, 1]])
+
+
+# --- Neighbours -------------------------------------------------------------------------------------------------------
+
+
+def count_searches(monkeypatch):
+    """Sets of every size are searched by us; returns a list that grows with every search."""
+    calls, real = [], ExactNeighbors._search
+    monkeypatch.setattr(fer_keras.resample, "POINTS", 0)
+    monkeypatch.setattr(ExactNeighbors, "_search", lambda self, *given: calls.append(1) or real(self, *given))
+    return calls
+
+
+def points(kind, n=2200):
+    rng = np.random.default_rng(0)
+    random = rng.random((n, 40))
+    return {
+        "random": random,
+        "more dimensions than directions": rng.normal(size=(n, 400)) * np.geomspace(1, 0.01, 400),
+        "far from zero": 4096 + random,
+        "small": 1e-12 * random,
+        "few whole numbers, many ties": rng.integers(0, 3, (n, 6)),
+        "each several times": rng.integers(0, 256, (n // 5, 100)).repeat(5, axis=0),
+        "one of them everywhere": np.where(rng.random((n, 1)) < 0.5, 7.0, random),
+        "all the same": np.ones((n, 20)),
+        "hardly different": 128 + 1e-4 * rng.integers(0, 4, (n, 30)),
+    }[kind].astype("float32")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "random",
+        "more dimensions than directions",
+        "far from zero",
+        "small",
+        "few whole numbers, many ties",
+        "each several times",
+        "one of them everywhere",
+        "all the same",
+        "hardly different",
+    ],
+)
+@pytest.mark.parametrize("k", [2, 6])
+def test_neighbours_are_scikit_learns_in_its_order(monkeypatch, kind, k):
+    calls = count_searches(monkeypatch)
+    monkeypatch.setattr(fer_keras.resample, "DIRECTIONS", 64)
+    monkeypatch.setattr(fer_keras.resample, "CANDIDATES", 300)
+    rows = points(kind)
+    expected = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(rows, return_distance=False)
+    found = ExactNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(rows, return_distance=False)
+    np.testing.assert_array_equal(found, expected)
+    assert len(calls) == 9  # 2,200 rows, 256 at a time
+
+
+def test_neighbours_of_other_rows_than_the_points_are_scikit_learns(monkeypatch):
+    calls = count_searches(monkeypatch)
+    rows, others = points("random", 6000)[::2], points("random", 6000)[1::2]
+    ours, reference = (kind(n_neighbors=3).fit(rows) for kind in (ExactNeighbors, NearestNeighbors))
+    found = ours.kneighbors(others, return_distance=False)
+    np.testing.assert_array_equal(found, reference.kneighbors(others, return_distance=False))
+    assert calls
+    for given in (rows[:9], rows.astype("float64"), None):  # these scikit-learn does itself
+        np.testing.assert_array_equal(
+            ours.kneighbors(given, return_distance=False), reference.kneighbors(given, return_distance=False)
+        )
+    for found, expected in zip(ours.kneighbors(others), reference.kneighbors(others), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 # --- The real faces -------------------------------------------------------------------------------------------------
