@@ -400,7 +400,7 @@ KINDS: dict[str, tuple[Callable[[np.random.Generator], Made], int]] = {
 
 
 def files(folder: str | Path, n: int = 1000, seed: int = 0) -> list[Hostile]:
-    """Write hostile files; 1,000 have each kind as often as `KINDS` says, fewer the first of each kind at least.
+    """Write hostile files; 1,000 have each kind as often as `KINDS` says, fewer at least one of each.
 
     Returns:
         What was written, in random order.
