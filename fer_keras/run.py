@@ -26,6 +26,7 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 
+from fer_keras import lock
 from fer_keras.data import Faces, concatenate
 from fer_keras.duplicates import CLEAN_SHA256, THRESHOLD
 from fer_keras.params import EVALUATION, LOCATIONS, NAMES, root
@@ -130,18 +131,75 @@ LOADED_CODE = source_hash()  # now, because the files may change while a trainin
 # --- Writing --------------------------------------------------------------------------------------------------------
 
 
-def begin(folder: Path, key: str, retrain: bool = False) -> None:
-    """Note which code begins a training, before it does.
+@lock.writes
+def begin(folder: Path, key: str, retrain: bool = False, parts: Mapping[str, Faces] = {}) -> None:
+    """Note which code begins a training, and on which rows, before it does.
 
     A training that was interrupted goes on from its checkpoint, also when the code has changed since: the note then
-    stays, and the run will be stale. Only `retrain` starts anew with other code.
+    stays, and the run will be stale. Only `retrain` starts anew with other code. Rows that differ from those that the
+    checkpoint was trained on, as another version of imbalanced-learn may draw them, always start anew.
+
+    Args:
+        parts: faces by role.
+
+    Raises:
+        RunError: if another process finished this run since this one looked.
     """
-    note = folder / "started.json"
+    if is_trained(folder, key) and not retrain:
+        raise RunError(f"Another process finished {folder} meanwhile. Run this notebook again: it takes the results.")
+    note, rows = folder / "started.json", _roles_hash(parts)
     if checkpoint_path(folder).exists() and (started := _started(folder, key)):
-        if started["source_hash"] == LOADED_CODE or not retrain:
+        # A process that was killed between its last two steps left the checkpoint of a finished training.
+        over = is_trained(folder, key) and started["started"] <= read_environment(folder)["finished"]
+        same_rows = started.get("rows", rows) == rows
+        if same_rows and not over and (started["source_hash"] == LOADED_CODE or not retrain):
             return
+        if not same_rows:
+            print("Other rows train than those of the interrupted training, so it starts anew.")
         checkpoint_path(folder).unlink()
-    write_json(note, {"key": key, "source_hash": LOADED_CODE, "started": _now()})
+    write_json(note, {"key": key, "source_hash": LOADED_CODE, "rows": rows, "started": _now()})
+
+
+def _roles_hash(parts: Mapping[str, Faces]) -> str:
+    """SHA-256 of what each role's faces are made from."""
+    digest = hashlib.sha256()
+    for role, faces in sorted(parts.items()):
+        arrays = faces.arrays()
+        for name in (*KEPT, "targets"):
+            if name in arrays:
+                digest.update(f"{role} {name} ".encode())
+                digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def progress(folder: Path, key: str, monitor: str, epochs: int):
+    """A Keras callback that tells how far a training is, for others to read (see `look`).
+
+    Args:
+        monitor: a key of `fer_keras.train.MONITORS`.
+        epochs: at most.
+    """
+    from keras.callbacks import LambdaCallback
+
+    from fer_keras.train import MONITORS
+
+    better = min if MONITORS[monitor] == "min" else max
+    known = [row[monitor] for row in checkpoint_history(folder, key)]
+
+    def tell(epoch, logs):
+        known[epoch:] = [float(logs[monitor])]  # an epoch that is done again after an interruption
+        lock.tell(folder, epoch=epoch + 1, epochs=epochs, monitor=monitor, best=better(known))
+
+    return LambdaCallback(on_epoch_end=tell)
+
+
+def checkpoint_history(folder: Path, key: str | None = None) -> list[dict]:
+    """The epochs, as in `history.csv`, of the checkpoint of an unfinished training; [] without one."""
+    try:
+        note = json.loads(str(read_arrays(checkpoint_path(folder), ["note"])["note"]))
+    except FileNotFoundError:
+        return []
+    return note["history"] if key in (None, note["key"]) else []
 
 
 def _started(folder: Path, key: str) -> dict | None:
@@ -153,6 +211,7 @@ def _started(folder: Path, key: str) -> dict | None:
     return found if found["key"] == key else None
 
 
+@lock.writes
 def save_training(
     folder: Path,
     params: Mapping,
@@ -293,6 +352,7 @@ def load_roles(folder: Path, faces: Faces, without: Sequence[str] = ()) -> dict[
     return {role: rebuild(faces, **columns) for role, columns in kept.items() if role not in without}
 
 
+@lock.writes
 def predictions(
     folder: Path, sets: Mapping[str, Faces], predict: Callable, tta: str = "none"
 ) -> dict[str, SimpleNamespace]:
@@ -310,6 +370,7 @@ def predictions(
     return read_predictions(folder)[1]
 
 
+@lock.writes
 def save_metrics(
     folder: Path, params: Mapping, key: str, sets: Mapping, protocol: str, chosen_by: Mapping, audit: Mapping
 ) -> dict:
@@ -373,15 +434,18 @@ def adopt(folder: Path, params: Mapping, key: str) -> Path | None:
     for other in sorted([*outputs.glob(f"*/*/{folder.name}"), *outputs.glob(f"*/*/*/{folder.name}")]):
         found = read_environment(other)
         if other != folder and is_trained(other, key) and found["source_hash"] in current_code(LOADED_CODE):
-            (folder / "environment.json").unlink(missing_ok=True)
-            for stale in ("predictions.npz", "metrics.json"):
-                (folder / stale).unlink(missing_ok=True)
-            for name in ("rows.npz", "history.csv", "model.keras"):
-                with replacing(folder / name) as temporary:
-                    shutil.copyfile(other / name, temporary)
-            write_text(folder / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
-            write_json(folder / "environment.json", found)
-            return other
+            with lock.writing(folder):
+                (folder / "environment.json").unlink(missing_ok=True)
+                for stale in ("predictions.npz", "metrics.json"):
+                    (folder / stale).unlink(missing_ok=True)
+                for name in ("rows.npz", "history.csv", "model.keras"):
+                    with replacing(folder / name) as temporary:
+                        shutil.copyfile(other / name, temporary)
+                if read_environment(other) != found:  # trained again meanwhile
+                    continue
+                write_text(folder / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+                write_json(folder / "environment.json", found)
+                return other
     return None
 
 
