@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     audit.add_argument("--csv", type=Path, help="where to write the pairs")
     audit.set_defaults(call=_audit)
 
-    status = commands.add_parser("status", help="which runs of a suite or a sweep are done, stale or not run")
+    status = commands.add_parser(
+        "status", help="which runs of a suite or a sweep are done, running, failed, stale or not run"
+    )
     status.add_argument("suite")
     status.add_argument("--sweep", default="", help="the points of this sweep in place of the suite's experiments")
     status.add_argument("--outputs", default="outputs")
@@ -243,15 +245,20 @@ def _audit(given):
 
 
 def _status(given):
+    from fer_keras import lock, progress
     from fer_keras.evaluate import percent
     from fer_keras.report import collect
 
     for result in collect(given.suite, given.outputs, sweep=given.sweep):
-        line = f"{result.state:8} {result.experiment} seed {result.seed}"
+        state, said = result.state, ""
         if result.metrics:
             test = result.metrics["sets"]["test"]
-            line += f": top-1 {percent(test['top1'], test['intervals']['top1'])} % of {test['n']:,}"
-        print(line)
+            said = f"top-1 {percent(test['top1'], test['intervals']['top1'])} % of {test['n']:,}"
+        if state == "not run" or lock.holder(result.folder):
+            state, said = progress.of(result.folder)
+        if state == "not run" and result.needs:
+            said = f"needs {result.needs}"
+        print(f"{state:8} {result.experiment} seed {result.seed}" + (f": {said}" if said else ""))
 
 
 def _render(given):

@@ -11,6 +11,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -111,6 +112,22 @@ def holder(folder: Path) -> dict | None:
     return note if note and _alive(note, path, time.time()) else None
 
 
+def only_snakemake(folder: Path = Path(".snakemake")) -> None:
+    """Remove the locks of a Snakemake that was killed, as `snakemake --unlock` does, unless another one still runs.
+
+    Each Snakemake holds a shared lock of the kernel while it lives: who can have it alone knows that no other lives.
+    """
+    if not fcntl:
+        return
+    folder.mkdir(exist_ok=True)
+    file = os.open(folder / "fer-keras.lock", os.O_RDWR | os.O_CREAT, 0o644)  # open until this process ends
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder / "locks", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
 def tell(folder: Path, **facts) -> None:
     """Add facts about its progress to the note of a folder that this process holds."""
     path = Path(folder).resolve() / NAME
@@ -206,6 +223,7 @@ def _introduction() -> dict:
         "pid": me.pid,
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "began": time.time(),
         "started": me.create_time(),
         "command": _command(parent if _papermill(parent) else me),
     }

@@ -41,6 +41,8 @@ ORIGINS = ("original", "copy", "synthetic")
 KEPT = ("rows", "labels", "parents", "weight", "changes")
 # What a run had before there was such a parameter: it counts in no key.
 USUAL = {"dataset": "fer2013", "num_classes": 7, "color": "grey", "labels": "fer2013", "ferplus_mode": "majority"}
+# What papermill says while Snakemake runs it, kept when it fails.
+LOG = "papermill.log"
 PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "scikit-learn", "imbalanced-learn", "fer-keras")
 
 
@@ -472,6 +474,23 @@ def state(folder: Path, key: str | None = None) -> str:
         if ancestor and (ancestor["model_sha256"] != model or state(where) == "stale"):
             return "stale"
     return "done"
+
+
+def failure(folder: Path) -> str:
+    """The error that ended the run in a folder, empty if there is none: from its notebook, or what papermill said."""
+    try:
+        cells = json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):  # there is none yet, or it is being written
+        cells = []
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                return f"{output['ename']}: {output['evalue']}".splitlines()[0]
+    try:  # without a kernel, no cell has an error
+        said = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return said.strip().splitlines()[-1].strip() if "Traceback" in said else ""
 
 
 def sibling(p, experiment: str) -> Path:
