@@ -66,6 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
     status.add_argument("--outputs", default="outputs")
     status.set_defaults(call=_status)
 
+    check = commands.add_parser(
+        "check",
+        help="whether files of parameters from elsewhere hold nothing but parameters",
+        description="Papermill writes the names in a file of parameters into code. Snakemake and make check first; "
+        "before `papermill -f`, do it by this.",
+    )
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.set_defaults(call=_check)
+
     render = commands.add_parser("render", help="turn executed notebooks into stand-alone report.html files")
     render.add_argument("notebooks", nargs="+", type=Path)
     render.add_argument("--without-faces", action="store_true", help="leave out the pictures that show faces")
@@ -259,6 +268,16 @@ def _status(given):
         if state == "not run" and result.needs:
             said = f"needs {result.needs}"
         print(f"{state:8} {result.experiment} seed {result.seed}" + (f": {said}" if said else ""))
+
+
+def _check(given):
+    from fer_keras import params
+
+    for file in given.files:
+        content = params.read(file)
+        for part in (content, *(content.get("overrides") or {}).values()):
+            params.resolve({}, part or {})
+        print(f"{file}: {len(content)} parameters")
 
 
 def _render(given):

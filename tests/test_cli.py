@@ -89,6 +89,22 @@ def test_a_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, argu
     assert message in error and error.startswith("fer-keras: ") and error.count("\n") == 1
 
 
+def test_check_refuses_what_papermill_would_run_as_code(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert main(["check", "params/tuned.yaml", "params/suites/demo.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("params/tuned.yaml: ")
+    file = tmp_path / "a.yaml"
+    for text, message in (
+        ("\"x = 1; print('run')\": 1", "There is no parameter \"x = 1; print('run')\""),
+        ("outputs: /home/me", "sends results to /home/me"),
+        ("experiments: [a]\noverrides: {a: {outputs: /home/me}}", "sends results to /home/me"),
+        ("overrides: {a: {'x=1': 1}}", "There is no parameter 'x=1' in overrides of a"),
+    ):
+        file.write_text(text)
+        assert main(["check", str(file)]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_status_names_every_run_of_the_suite(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     assert main(["status", "demo", "--outputs", str(tmp_path)]) == 0
