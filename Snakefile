@@ -7,7 +7,6 @@ a page that puts them side by side. A run whose path is not given, such as `affe
 experiments, by the same rule, and then the page that compares them.
 """
 
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -174,8 +173,7 @@ onstart:
     logger = workflow.logger_manager.logger
     for handler in logger.handlers:
         if handler.name == "DefaultStreamHandler" and not workflow.output_settings.verbose:
-            handler.setLevel(logging.ERROR)
-            handler.addFilter(lambda record: "CalledProcessError" not in record.getMessage())  # of a run: told below
+            handler.addFilter(progress.matters)
     planned = [each.wildcards for each in workflow.dag.needrun_jobs() if each.rule.name == progress.RULE]
     LINES.append(progress.Lines(JOBS, [(w.suite, w.experiment, int(w.seed)) for w in planned]))
     logger.addHandler(LINES[0])

@@ -52,6 +52,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def matters(record: logging.LogRecord) -> bool:
+    """Whether a message of Snakemake's is for a reader who sees `Lines`: a warning, an error, or that it ends.
+
+    That the command of a run failed is told by its own last line.
+    """
+    text = record.getMessage()
+    ends = text.startswith(("Will exit", "Terminating", "Shutting down", "Complete log"))
+    return ends or (record.levelno >= logging.WARNING and "CalledProcessError" not in text)
+
+
 class Lines(logging.Handler):
     """Follows Snakemake's own events, and tells in a line a reader understands how many runs are done.
 

@@ -139,6 +139,20 @@ def test_a_run_that_was_killed_is_told_without_an_error_of_its_own(jobs):
     assert "Failed: tuned: it ended without an error of its own: killed" in told[1]
 
 
+@pytest.mark.parametrize(
+    ("level", "text", "shown"),
+    [
+        (logging.INFO, "Select jobs to execute...", False),
+        (logging.INFO, "Terminating processes on user request, this might take some time.", True),
+        (logging.WARNING, "Missing input files", True),
+        (logging.ERROR, "RuleException:\nCalledProcessError in file", False),
+        (logging.ERROR, "OSError: No space left on device", True),
+    ],
+)
+def test_of_snakemakes_own_messages_only_those_that_matter_are_shown(level, text, shown):
+    assert progress.matters(logging.makeLogRecord({"levelno": level, "msg": text})) == shown
+
+
 def test_what_needs_a_failed_run_is_known_through_all_steps(jobs):
     found = progress.needing([("demo", "tuned", 0)], jobs)
     assert {name for _, name, _ in found} == {name for _, name, _ in jobs} - {"tuned", "baseline"}

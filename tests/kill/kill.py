@@ -280,7 +280,7 @@ def remount(folder: Path, how: str) -> None:
 def disk_full(parent: Path, whole: Path) -> None:
     """The disk is full somewhere in the middle; with room, the same command goes on."""
     needed = sum(path.stat().st_size for path in (whole / "outputs").rglob("*") if path.is_file())
-    for share in (0.1, 0.3, 0.6, 0.9):
+    for share in (0.2, 0.7):
         project, finished = new_project(parent, f"full-{share}"), Finished()
         outputs = project / "outputs"
         with small_disk(outputs, int(share * needed)):
