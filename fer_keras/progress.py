@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from fer_keras import lock, run
@@ -70,12 +71,12 @@ class Lines(logging.Handler):
     Args:
         jobs: the runs by (suite, experiment, seed), each after those it needs.
         planned: of these, the runs to be made now.
-        tell: called with each line.
+        tell: called with each line; prints it by default.
     """
 
-    def __init__(self, jobs: Mapping[tuple[str, str, int], Job], planned: Iterable[tuple], tell=print):
+    def __init__(self, jobs: Mapping[tuple[str, str, int], Job], planned: Iterable[tuple], tell=None):
         super().__init__()
-        self.jobs, self.tell = jobs, tell
+        self.jobs, self.tell = jobs, tell or partial(print, flush=True)
         self.waiting = dict.fromkeys(planned)
         self.before = len(jobs) - len(self.waiting)
         self.running: dict[int, tuple] = {}  # by Snakemake's number of the job
@@ -84,6 +85,12 @@ class Lines(logging.Handler):
         threading.Thread(target=self._every_minute, daemon=True).start()
 
     def emit(self, record):
+        try:
+            self._follow(record)
+        except Exception:  # a line that cannot be told must not end the runs
+            self.handleError(record)
+
+    def _follow(self, record):
         event = str(getattr(record, "event", None) or "")
         if event == "job_info" and record.rule_name == RULE:
             place = (record.wildcards["suite"], record.wildcards["experiment"], int(record.wildcards["seed"]))
@@ -108,10 +115,11 @@ class Lines(logging.Handler):
 
     def show(self):
         """Tell the line, if it says something new."""
-        line = self.line()
-        if line != self.last:
-            self.last = line
-            self.tell(f"{time.strftime('%H:%M')}  {line}")
+        with self.lock:  # events come from several threads
+            line = self.line()
+            if line != self.last:
+                self.last = line
+                self.tell(f"{time.strftime('%H:%M')}  {line}")
 
     def line(self) -> str:
         """How many runs are done, which are running and how far, how many failed, and the time left."""

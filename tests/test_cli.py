@@ -1,6 +1,7 @@
 """The command line, and the download with a stand-in for kagglehub."""
 
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +12,14 @@ from fer_keras import publish, run
 from fer_keras.cli import main
 from fer_keras.evaluate import score
 from fer_keras.fetch import fetch
+
+
+@pytest.mark.parametrize("module", ["fer_keras", "fer_keras.cli", "fer_keras.lock", "fer_keras.params"])
+def test_the_package_starts_without_what_takes_seconds_to_import(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert not {"keras", "tensorflow", "jax", "sklearn", "pandas", "matplotlib"} & set(loaded.split())
+    assert module in loaded.split()
 
 
 @pytest.fixture

@@ -130,6 +130,17 @@ def test_lines_follow_the_runs(jobs, monkeypatch):
     assert f"{job(jobs, 'tuned').folder}/report.html" in text and "smote/seed-0/report.html" not in text
 
 
+def test_a_line_that_cannot_be_told_does_not_end_the_runs(jobs, capsys):
+    def tell(line):
+        raise BlockingIOError("the terminal is gone")
+
+    lines = progress.Lines(jobs, jobs, tell)
+    lines.emit(start(1, "tuned"))
+    lines.emit(event("job_finished", job_id=1))
+    lines.close()
+    assert lines.finished == [("demo", "tuned", 0)] and "the terminal is gone" in capsys.readouterr().err
+
+
 def test_a_run_that_was_killed_is_told_without_an_error_of_its_own(jobs):
     told = []
     lines = progress.Lines(jobs, jobs, told.append)
