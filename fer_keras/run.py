@@ -9,6 +9,7 @@ equal results, and a file's date means nothing.
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -103,9 +104,15 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
 
 def source_hash() -> str:
     """SHA-256 of the code from data to train, without its comments and docstrings."""
+    files = [Path(__file__).parent / f"{module}.py" for module in TRAINING_MODULES]
+    return _code_hash(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@functools.cache  # by the files' dates: the states of a sweep of thousands of runs ask each time
+def _code_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for module in TRAINING_MODULES:
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    for file, *_ in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list):  # a text that stands alone is a docstring
