@@ -36,7 +36,7 @@ POLL = 1.0  # seconds between two looks of one who waits
 WAIT = "FER_KERAS_WAIT"
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-_held: dict[Path, int] = {}  # of this process: the file's descriptor by its path
+_held: dict[Path, tuple[int, dict]] = {}  # of this process: the file's descriptor and the note, by path
 _until_the_end = contextlib.ExitStack()
 atexit.register(_until_the_end.close)
 
@@ -64,15 +64,16 @@ def writing(folder: Path) -> Iterator[None]:
     file = _take(path)
     stopped = threading.Event()
     try:
-        _held[path] = file
-        _write(file, _introduction())
+        _held[path] = file, _introduction()
+        _write(*_held[path])
         threading.Thread(target=_beat, args=(path, stopped), daemon=True).start()
         remove_leftovers(path.parent)
         yield
     finally:
         stopped.set()
         del _held[path]
-        path.unlink(missing_ok=True)  # before the lock ends: who has opened it meanwhile finds it gone, and opens anew
+        if _is(file, path):
+            path.unlink()  # before the lock ends: who has opened it meanwhile finds it gone, and opens anew
         os.close(file)
 
 
@@ -132,7 +133,9 @@ def tell(folder: Path, **facts) -> None:
     """Add facts about its progress to the note of a folder that this process holds."""
     path = Path(folder).resolve() / NAME
     if path in _held:
-        _write(_held[path], _read(path) | facts)
+        _held[path][1].update(facts)
+        with contextlib.suppress(OSError):  # a full disk: what is told here is no result
+            _write(*_held[path])
 
 
 def sentence(note: dict, folder: Path) -> str:
@@ -200,11 +203,12 @@ def _in_the_way(file: int, path: Path) -> dict | None:
 
 
 def _alive(note: dict, path: Path, now: float) -> bool:
-    if note.get("host") != socket.gethostname():
-        return now - path.stat().st_mtime < DEAD
-    try:  # the number may be another process's by now
+    try:
+        if note.get("host") != socket.gethostname():
+            return now - path.stat().st_mtime < DEAD
+        # The number may be another process's by now.
         return abs(psutil.Process(note["pid"]).create_time() - note["started"]) < 10
-    except (psutil.Error, KeyError):
+    except (psutil.Error, KeyError, FileNotFoundError):
         return False
 
 

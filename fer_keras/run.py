@@ -182,7 +182,7 @@ def _roles_hash(parts: Mapping[str, Faces]) -> str:
 
 
 def progress(folder: Path, key: str, monitor: str, epochs: int):
-    """A Keras callback that tells how far a training is, for others to read (see `look`).
+    """A Keras callback that tells how far a training is, for others to read (see `fer_keras.progress.of`).
 
     Args:
         monitor: a key of `fer_keras.train.MONITORS`.

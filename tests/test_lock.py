@@ -154,6 +154,54 @@ def test_the_holder_gives_signs_of_life_and_tells_how_far_it_is(tmp_path, monkey
     assert not (tmp_path / lock.NAME).exists(), "only who holds the folder tells"
 
 
+def test_a_full_disk_ends_no_training_that_tells_how_far_it_is(tmp_path, monkeypatch):
+    with lock.writing(tmp_path):
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(lock.os, "write", full)
+        lock.tell(tmp_path, epoch=1)
+        monkeypatch.undo()
+        lock.tell(tmp_path, best=0.5)
+        assert lock.holder(tmp_path)["epoch"] == 1 and lock.holder(tmp_path)["pid"] == os.getpid()
+
+
+def test_the_lock_of_another_is_not_removed(tmp_path):
+    """Somebody removed the file of a process that lives, and another took the folder."""
+    with lock.writing(tmp_path):
+        (tmp_path / lock.NAME).unlink()
+        leave_note(tmp_path)
+    assert lock.holder(tmp_path)["host"] == "elsewhere"
+
+
+def test_the_locks_of_a_killed_snakemake_go_and_those_of_a_living_one_stay(tmp_path):
+    code = "import sys, time; from pathlib import Path; from fer_keras import lock\n"
+    code += "lock.only_snakemake(Path(sys.argv[1])); print('there', flush=True); time.sleep(60)"
+    (tmp_path / "locks").mkdir()
+
+    def snakemake():
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "there\n"
+        return process
+
+    first = snakemake()
+    assert not (tmp_path / "locks").exists(), "nobody lived"
+    (tmp_path / "locks").mkdir()
+    second = snakemake()
+    first.kill()
+    first.wait()
+    third = snakemake()
+    assert (tmp_path / "locks").exists(), "the second one lives"
+    for process in (second, third):
+        process.kill()
+        process.wait()
+    fourth = snakemake()
+    assert not (tmp_path / "locks").exists()
+    fourth.kill()
+    fourth.wait()
+
+
 def test_a_claim_under_jupyter_only_looks(tmp_path, other):
     lock.claim(tmp_path)
     assert lock.holder(tmp_path) is None
