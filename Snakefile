@@ -11,7 +11,7 @@ import re
 import shlex
 from pathlib import Path
 
-from fer_keras import run
+from fer_keras import lock, progress, run
 from fer_keras import suite as suites
 from fer_keras.params import PATHS
 
@@ -45,14 +45,20 @@ if SWEEP:
     REPORTS = [f"{OUTPUTS}/{name}/{SWEEP}/report.html" for name in SUITES]
 # Where things are is told to every notebook, which takes what it needs; a file of parameters may say it, too.
 GIVEN = {name: job.params[name] for job in JOBS.values() for name in PATHS if job.params.get(name)} | GIVEN
+if workflow.is_main_process and not workflow.dryrun:
+    lock.only_snakemake()
 PLACES = " ".join(f"-p {name} {shlex.quote(path)}" for name, path in GIVEN.items())
 # As many runs at a time as there are GPUs to share out, each with its part of the cores.
 RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
-# The page that compares the points of a sweep.
-TUNING = (
-    f"papermill notebooks/tuning.ipynb {{notebook}} -p suite {{suite}} -p sweep {SWEEP} -p data {shlex.quote(DATA)} -p outputs {shlex.quote(OUTPUTS)}"
-    " --no-progress-bar && fer-keras render {notebook}"
+# How a notebook is executed and rendered; what papermill says is kept when it fails. A run waits for a process that an
+# earlier command left behind.
+EXECUTED = (
+    f"said=$(dirname {{notebook}})/{run.LOG}; ({lock.WAIT}=1 papermill {{name}} {{notebook}} {{given}} --no-progress-bar"
+    ' && fer-keras render {notebook}) > "$said" 2>&1 && rm -f "$said"'
 )
+# The pages about a suite and about a sweep.
+OF_SUITE = EXECUTED.replace("{given}", "-p suite {suite} -p data {{DATA:q}} -p outputs {{OUTPUTS:q}} {more}")
+TUNING = OF_SUITE.replace("{name}", "notebooks/tuning.ipynb").replace("{more}", f"-p sweep {SWEEP}")
 
 
 def job(wildcards):
@@ -99,8 +105,9 @@ rule train_or_average:
     resources:
         gpu=1,
     shell:
-        "papermill {params.notebook} {log:q} --parameters_base64 {params.given} {PLACES}"
-        " --no-progress-bar && fer-keras render {log:q}"
+        EXECUTED.format(
+            name="{params.notebook}", notebook="{log:q}", given="--parameters_base64 {params.given} {PLACES}"
+        )
 
 
 rule summary:
@@ -118,8 +125,9 @@ rule summary:
         after=lambda w: sorted(job.key for (suite, *_), job in JOBS.items() if suite == w.suite),
         more=f"-p drawn_faces {FIRST.params['drawn_faces']}",
     shell:
-        "papermill notebooks/{wildcards.notebook}.ipynb {log:q} -p suite {wildcards.suite} -p data {DATA:q}"
-        " -p outputs {OUTPUTS:q} {params.more} --no-progress-bar && fer-keras render {log:q}"
+        OF_SUITE.format(
+            name="notebooks/{wildcards.notebook}.ipynb", notebook="{log:q}", suite="{wildcards.suite}", more="{params.more}"
+        )
 
 
 rule worth:
@@ -135,8 +143,11 @@ rule worth:
         more=f"-p drawn_faces {FIRST.params['drawn_faces']}",
         ferplus=["-p", "ferplus_csv", config["ferplus_csv"]] if config.get("ferplus_csv") else [],
     shell:
-        "papermill notebooks/worth.ipynb {log:q} -y {params.suites:q} {params.ferplus:q} -p data {DATA:q} -p outputs {OUTPUTS:q}"
-        " {params.more} --no-progress-bar && fer-keras render {log:q}"
+        EXECUTED.format(
+            name="notebooks/worth.ipynb",
+            notebook="{log:q}",
+            given="-y {params.suites:q} {params.ferplus:q} -p data {DATA:q} -p outputs {OUTPUTS:q} {params.more}",
+        )
 
 
 rule tuning:
@@ -154,22 +165,41 @@ rule tuning:
         TUNING.format(suite="{wildcards.suite}", notebook="{log:q}")
 
 
-# A point that fails, e.g. because its training diverged, must not hide what the others found.
-onerror:
-    for name in SUITES if SWEEP else ():
-        if any(Path(job.folder, "metrics.json").exists() for (suite, *_), job in JOBS.items() if suite == name):
-            shell(TUNING.format(suite=name, notebook=f"{OUTPUTS}/{name}/{SWEEP}/notebook.ipynb"))
+# While the runs are made, a line that says how far they are stands in for Snakemake's own, which its log file has.
+LINES = []
+
+
+onstart:
+    logger = workflow.logger_manager.logger
+    for handler in logger.handlers:
+        if handler.name == "DefaultStreamHandler" and not workflow.output_settings.verbose:
+            handler.addFilter(progress.matters)
+    planned = [each.wildcards for each in workflow.dag.needrun_jobs() if each.rule.name == progress.RULE]
+    LINES.append(progress.Lines(JOBS, [(w.suite, w.experiment, int(w.seed)) for w in planned]))
+    logger.addHandler(LINES[0])
+
+
+def conclude():
+    for lines in LINES:
+        lines.close()
+    print(progress.summary(JOBS, LINES[0].failed if LINES else [], [Path(page) for page in REPORTS]))
+    if LEFT_OUT:
+        print(f"\nNot run: {', '.join(dict.fromkeys(LEFT_OUT))}.")
 
 
 onsuccess:
-    if LEFT_OUT:
-        print(f"\nNot run: {', '.join(dict.fromkeys(LEFT_OUT))}.")
-    print("\nReports of the runs:")
-    for job in JOBS.values():
-        print(f"  {Path(job.folder, 'report.html').resolve()}")
-    if SWEEP:
-        print("The points of the sweep side by side:")
-    else:
-        print("The faces, each suite as a whole" + (", and the suites side by side:" if len(SUITES) > 1 else ":"))
-    for report in REPORTS:
-        print(f"  {Path(report).resolve()}")
+    conclude()
+
+
+# A run that fails, e.g. because its training diverged, must not hide what the others found.
+onerror:
+    for suite in SUITES:
+        if any(Path(job.folder, "metrics.json").exists() for (name, *_), job in JOBS.items() if name == suite):
+            if SWEEP:
+                command = TUNING.format(suite=suite, notebook=shlex.quote(f"{OUTPUTS}/{suite}/{SWEEP}/notebook.ipynb"))
+            else:
+                more = f"-p drawn_faces {FIRST.params['drawn_faces']}"
+                notebook = shlex.quote(f"{OUTPUTS}/{suite}/report/notebook.ipynb")
+                command = OF_SUITE.format(name="notebooks/report.ipynb", notebook=notebook, suite=suite, more=more)
+            shell(f"mkdir -p {{OUTPUTS:q}}/{suite}/{SWEEP or 'report'}; ({command}) || true")
+    conclude()

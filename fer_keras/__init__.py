@@ -3,10 +3,11 @@
 The modules, in the order in which a face passes them: `data`, `drawn`, `convert` (`source` chooses and joins) →
 `duplicates`, `split` → `ferplus` (other labels) → `resample` → `augment` (all four by `roles`) → `model` → `train` →
 `evaluate` → `audit` → `plots`, `report`, `worth` → `publish`. `params` resolves a run's parameters, `steps` calls the
-rooms with them, `run` is its folder, `suite` the graph of runs, also of a sweep, which `tuning` judges; `search` looks
-for parameters within a budget. `listing` knows the layouts of the data sets that `convert` converts, `layouts` draws
-such data sets. With pictures: `faces` → `classifier`, from what `export` wrote or the `zoo` holds → `predict`, `app`.
-`explain` shows which pixels decide, and `precision` what this machine trains fast in.
+rooms with them, `run` is its folder, which `lock` keeps to one writer, `suite` the graph of runs, also of a sweep,
+which `tuning` judges, and `progress` says how far they are; `search` looks for parameters within a budget. `listing`
+knows the layouts of the data sets that `convert` converts, `layouts` draws such data sets. With pictures: `faces` →
+`classifier`, from what `export` wrote or the `zoo` holds → `predict`, `app`. `explain` shows which pixels decide, and
+`precision` what this machine trains fast in.
 """
 
 import os

@@ -58,11 +58,22 @@ def main(arguments: list[str] | None = None) -> int:
     audit.add_argument("--csv", type=Path, help="where to write the pairs")
     audit.set_defaults(call=_audit)
 
-    status = commands.add_parser("status", help="which runs of a suite or a sweep are done, stale or not run")
+    status = commands.add_parser(
+        "status", help="which runs of a suite or a sweep are done, running, failed, stale or not run"
+    )
     status.add_argument("suite")
     status.add_argument("--sweep", default="", help="the points of this sweep in place of the suite's experiments")
     status.add_argument("--outputs", default="outputs")
     status.set_defaults(call=_status)
+
+    check = commands.add_parser(
+        "check",
+        help="whether files of parameters from elsewhere hold nothing but parameters",
+        description="Papermill writes the names in a file of parameters into code. Snakemake and make check first; "
+        "before `papermill -f`, do it by this.",
+    )
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.set_defaults(call=_check)
 
     render = commands.add_parser("render", help="turn executed notebooks into stand-alone report.html files")
     render.add_argument("notebooks", nargs="+", type=Path)
@@ -287,15 +298,30 @@ def _audit(given):
 
 
 def _status(given):
+    from fer_keras import lock, progress
     from fer_keras.evaluate import percent
     from fer_keras.report import collect
 
     for result in collect(given.suite, given.outputs, sweep=given.sweep):
-        line = f"{result.state:8} {result.experiment} seed {result.seed}"
+        state, said = result.state, ""
         if result.metrics:
             test = result.metrics["sets"]["test"]
-            line += f": top-1 {percent(test['top1'], test['intervals']['top1'])} % of {test['n']:,}"
-        print(line)
+            said = f"top-1 {percent(test['top1'], test['intervals']['top1'])} % of {test['n']:,}"
+        if state == "not run" or lock.holder(result.folder):
+            state, said = progress.of(result.folder)
+        if state == "not run" and result.needs:
+            said = f"needs {result.needs}"
+        print(f"{state:8} {result.experiment} seed {result.seed}" + (f": {said}" if said else ""))
+
+
+def _check(given):
+    from fer_keras import params
+
+    for file in given.files:
+        content = params.read(file)
+        for part in (content, *(content.get("overrides") or {}).values()):
+            params.resolve({}, part or {})
+        print(f"{file}: {len(content)} parameters")
 
 
 def _render(given):

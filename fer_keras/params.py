@@ -211,7 +211,8 @@ def resolve(defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, co
         on this machine.
 
     Raises:
-        ParameterError: see `check`; also if `overrides` names an experiment that the suite does not have.
+        ParameterError: see `check`; also if `overrides` names an experiment that the suite does not have, or a file
+            sends results out of the project's `outputs/`, which only the command line may.
     """
     merged = {**defaults, **experiment, **suite, **command_line}
     name = merged.get("experiment", "")
@@ -226,11 +227,22 @@ def resolve(defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, co
         for key, value in (content or {}).items():
             check(key, value, f"overrides of {other}")
     merged |= overrides.get(name) or {}
+    if "outputs" not in command_line and "outputs" in merged:
+        _check_outputs(merged["outputs"], defaults.get("outputs"))
     merged |= command_line
     merged = {key: check(key, value) for key, value in merged.items()}
     if "precision" in merged and "precision" in defaults:
         merged["precision"] = precision.resolve(merged["precision"])
     return {key: value for key, value in merged.items() if key in defaults and key not in SUITE_ONLY}
+
+
+def _check_outputs(given: str, default: str | None) -> None:
+    inside = (root() / "outputs").resolve()
+    if given != default and not (root() / Path(str(given)).expanduser()).resolve().is_relative_to(inside):
+        raise ParameterError(
+            f"A file of parameters sends results to {given}, which is not in {inside}. If you want them there, say so "
+            f"yourself: `-p outputs {given}` to papermill, `--config outputs={given}` to Snakemake."
+        )
 
 
 def notebook_defaults(notebook: str | Path) -> dict:

@@ -9,6 +9,7 @@ equal results, and a file's date means nothing.
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 
+from fer_keras import lock
 from fer_keras.data import Faces, concatenate
 from fer_keras.duplicates import CLEAN_SHA256, THRESHOLD
 from fer_keras.params import EVALUATION, LOCATIONS, NAMES, root
@@ -47,6 +49,8 @@ USUAL = {
     "ferplus_mode": "majority",
     "head": "dense",
 }
+# What papermill says while Snakemake runs it, kept when it fails.
+LOG = "papermill.log"
 PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "scikit-learn", "imbalanced-learn", "fer-keras")
 
 
@@ -107,9 +111,15 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
 
 def source_hash() -> str:
     """SHA-256 of the code from data to train, without its comments and docstrings."""
+    files = [Path(__file__).parent / f"{module}.py" for module in TRAINING_MODULES]
+    return _code_hash(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@functools.cache  # by the files' dates: the states of a sweep of thousands of runs ask each time
+def _code_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for module in TRAINING_MODULES:
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    for file, *_ in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list):  # a text that stands alone is a docstring
@@ -137,18 +147,75 @@ LOADED_CODE = source_hash()  # now, because the files may change while a trainin
 # --- Writing --------------------------------------------------------------------------------------------------------
 
 
-def begin(folder: Path, key: str, retrain: bool = False) -> None:
-    """Note which code begins a training, before it does.
+@lock.writes
+def begin(folder: Path, key: str, retrain: bool = False, parts: Mapping[str, Faces] = {}) -> None:
+    """Note which code begins a training, and on which rows, before it does.
 
     A training that was interrupted goes on from its checkpoint, also when the code has changed since: the note then
-    stays, and the run will be stale. Only `retrain` starts anew with other code.
+    stays, and the run will be stale. Only `retrain` starts anew with other code. Rows that differ from those that the
+    checkpoint was trained on, as another version of imbalanced-learn may draw them, always start anew.
+
+    Args:
+        parts: faces by role.
+
+    Raises:
+        RunError: if another process finished this run since this one looked.
     """
-    note = folder / "started.json"
+    if is_trained(folder, key) and not retrain:
+        raise RunError(f"Another process finished {folder} meanwhile. Run this notebook again: it takes the results.")
+    note, rows = folder / "started.json", _roles_hash(parts)
     if checkpoint_path(folder).exists() and (started := _started(folder, key)):
-        if started["source_hash"] == LOADED_CODE or not retrain:
+        # A process that was killed between its last two steps left the checkpoint of a finished training.
+        over = is_trained(folder, key) and started["started"] <= read_environment(folder)["finished"]
+        same_rows = started.get("rows", rows) == rows
+        if same_rows and not over and (started["source_hash"] == LOADED_CODE or not retrain):
             return
+        if not same_rows:
+            print("Other rows train than those of the interrupted training, so it starts anew.")
         checkpoint_path(folder).unlink()
-    write_json(note, {"key": key, "source_hash": LOADED_CODE, "started": _now()})
+    write_json(note, {"key": key, "source_hash": LOADED_CODE, "rows": rows, "started": _now()})
+
+
+def _roles_hash(parts: Mapping[str, Faces]) -> str:
+    """SHA-256 of what each role's faces are made from."""
+    digest = hashlib.sha256()
+    for role, faces in sorted(parts.items()):
+        arrays = faces.arrays()
+        for name in (*KEPT, "targets"):
+            if name in arrays:
+                digest.update(f"{role} {name} ".encode())
+                digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def progress(folder: Path, key: str, monitor: str, epochs: int):
+    """A Keras callback that tells how far a training is, for others to read (see `fer_keras.progress.of`).
+
+    Args:
+        monitor: a key of `fer_keras.train.MONITORS`.
+        epochs: at most.
+    """
+    from keras.callbacks import LambdaCallback
+
+    from fer_keras.train import MONITORS
+
+    better = min if MONITORS[monitor] == "min" else max
+    known = [row[monitor] for row in checkpoint_history(folder, key)]
+
+    def tell(epoch, logs):
+        known[epoch:] = [float(logs[monitor])]  # an epoch that is done again after an interruption
+        lock.tell(folder, epoch=epoch + 1, epochs=epochs, monitor=monitor, best=better(known))
+
+    return LambdaCallback(on_epoch_end=tell)
+
+
+def checkpoint_history(folder: Path, key: str | None = None) -> list[dict]:
+    """The epochs, as in `history.csv`, of the checkpoint of an unfinished training; [] without one."""
+    try:
+        note = json.loads(str(read_arrays(checkpoint_path(folder), ["note"])["note"]))
+    except FileNotFoundError:
+        return []
+    return note["history"] if key in (None, note["key"]) else []
 
 
 def _started(folder: Path, key: str) -> dict | None:
@@ -160,6 +227,7 @@ def _started(folder: Path, key: str) -> dict | None:
     return found if found["key"] == key else None
 
 
+@lock.writes
 def save_training(
     folder: Path,
     params: Mapping,
@@ -300,6 +368,7 @@ def load_roles(folder: Path, faces: Faces, without: Sequence[str] = ()) -> dict[
     return {role: rebuild(faces, **columns) for role, columns in kept.items() if role not in without}
 
 
+@lock.writes
 def predictions(
     folder: Path, sets: Mapping[str, Faces], predict: Callable, tta: str = "none"
 ) -> dict[str, SimpleNamespace]:
@@ -317,6 +386,7 @@ def predictions(
     return read_predictions(folder)[1]
 
 
+@lock.writes
 def save_metrics(
     folder: Path, params: Mapping, key: str, sets: Mapping, protocol: str, chosen_by: Mapping, audit: Mapping
 ) -> dict:
@@ -380,15 +450,18 @@ def adopt(folder: Path, params: Mapping, key: str) -> Path | None:
     for other in sorted([*outputs.glob(f"*/*/{folder.name}"), *outputs.glob(f"*/*/*/{folder.name}")]):
         found = read_environment(other)
         if other != folder and is_trained(other, key) and found["source_hash"] in current_code(LOADED_CODE):
-            (folder / "environment.json").unlink(missing_ok=True)
-            for stale in ("predictions.npz", "metrics.json"):
-                (folder / stale).unlink(missing_ok=True)
-            for name in ("rows.npz", "history.csv", "model.keras"):
-                with replacing(folder / name) as temporary:
-                    shutil.copyfile(other / name, temporary)
-            write_text(folder / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
-            write_json(folder / "environment.json", found)
-            return other
+            with lock.writing(folder):
+                (folder / "environment.json").unlink(missing_ok=True)
+                for stale in ("predictions.npz", "metrics.json"):
+                    (folder / stale).unlink(missing_ok=True)
+                for name in ("rows.npz", "history.csv", "model.keras"):
+                    with replacing(folder / name) as temporary:
+                        shutil.copyfile(other / name, temporary)
+                if read_environment(other) != found:  # trained again meanwhile
+                    continue
+                write_text(folder / "params.yaml", yaml.safe_dump(dict(params), sort_keys=False))
+                write_json(folder / "environment.json", found)
+                return other
     return None
 
 
@@ -415,6 +488,23 @@ def state(folder: Path, key: str | None = None) -> str:
         if ancestor and (ancestor["model_sha256"] != model or state(where) == "stale"):
             return "stale"
     return "done"
+
+
+def failure(folder: Path) -> str:
+    """The error that ended the run in a folder, empty if there is none: from its notebook, or what papermill said."""
+    try:
+        cells = json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):  # there is none yet, or it is being written
+        cells = []
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                return f"{output['ename']}: {output['evalue']}".splitlines()[0]
+    try:  # without a kernel, no cell has an error
+        said = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return said.strip().splitlines()[-1].strip() if "Traceback" in said else ""
 
 
 def sibling(p, experiment: str) -> Path:

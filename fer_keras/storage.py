@@ -21,10 +21,19 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # so that a power cut, too, leaves the old file or the new one
         temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written under temporary names; only where nobody else writes them."""
+    for path in [*folder.glob(".writing-*"), *folder.glob(".checkpoint.npz.tmp")]:
+        if path.suffix not in (".html", ".onnx"):  # which a reader may be making now, from a finished run
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -39,7 +39,7 @@ def collect(
     """
     results = [r for r in report.collect(suite, outputs, folder, fingerprint, sweep) if "/" in r.experiment]
     results = [Result(r.experiment.partition("/")[2], r.seed, r.folder, r.metrics, r.state) for r in results]
-    failed = {r.folder: text for r in results if r.state == "not run" and (text := failure(r.folder))}
+    failed = {r.folder: text for r in results if r.state == "not run" and (text := run.failure(r.folder))}
     notes = [f"Failed: {r.experiment} seed {r.seed}: {failed[r.folder]}" for r in results if r.folder in failed]
     notes += report.states([r for r in results if r.folder not in failed])
     found = [r for r in results if r.metrics and r.state != "other parameters"]
@@ -49,20 +49,6 @@ def collect(
             + " ".join(notes)
         )
     return found, notes
-
-
-def failure(folder: Path) -> str:
-    """The error that ended the notebook in a run's folder, empty if there is none."""
-    import nbformat
-
-    notebook = folder / "notebook.ipynb"
-    if not notebook.exists():
-        return ""
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                return f"{output.ename}: {output.evalue}".splitlines()[0]
-    return ""
 
 
 def points(results: Sequence[Result]) -> pd.DataFrame:

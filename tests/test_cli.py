@@ -1,6 +1,7 @@
 """The command line, and the download with a stand-in for kagglehub."""
 
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +12,14 @@ from fer_keras import publish, run
 from fer_keras.cli import main
 from fer_keras.evaluate import score
 from fer_keras.fetch import fetch
+
+
+@pytest.mark.parametrize("module", ["fer_keras", "fer_keras.cli", "fer_keras.lock", "fer_keras.params"])
+def test_the_package_starts_without_what_takes_seconds_to_import(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert not {"keras", "tensorflow", "jax", "sklearn", "pandas", "matplotlib"} & set(loaded.split())
+    assert module in loaded.split()
 
 
 @pytest.fixture
@@ -87,6 +96,22 @@ def test_a_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, argu
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("fer-keras: ") and error.count("\n") == 1
+
+
+def test_check_refuses_what_papermill_would_run_as_code(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert main(["check", "params/tuned.yaml", "params/suites/demo.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("params/tuned.yaml: ")
+    file = tmp_path / "a.yaml"
+    for text, message in (
+        ("\"x = 1; print('run')\": 1", "There is no parameter \"x = 1; print('run')\""),
+        ("outputs: /home/me", "sends results to /home/me"),
+        ("experiments: [a]\noverrides: {a: {outputs: /home/me}}", "sends results to /home/me"),
+        ("overrides: {a: {'x=1': 1}}", "There is no parameter 'x=1' in overrides of a"),
+    ):
+        file.write_text(text)
+        assert main(["check", str(file)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_status_names_every_run_of_the_suite(monkeypatch, capsys, tmp_path):

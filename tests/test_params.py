@@ -130,6 +130,32 @@ def test_an_empty_override_changes_nothing():
     assert params.resolve(DEFAULTS, suite={"overrides": {"a": None}})["epochs"] == 0
 
 
+WITH_OUTPUTS = DEFAULTS | {"outputs": "outputs"}
+
+
+@pytest.mark.parametrize("elsewhere", ["/home/me", "..", "outputs/../notebooks", "~", "outputs-of-mine", "."])
+def test_a_file_cannot_send_results_out_of_outputs_and_the_command_line_can(elsewhere):
+    given = {"outputs": elsewhere}
+    for files in ({"experiment": given}, {"suite": given}, {"suite": {"overrides": {"a": given}}}):
+        with pytest.raises(params.ParameterError, match=r"sends results to .*`-p outputs"):
+            params.resolve(WITH_OUTPUTS, **files)
+        assert params.resolve(WITH_OUTPUTS, **files, command_line=given)["outputs"] == elsewhere
+        assert params.resolve(WITH_OUTPUTS, **files, command_line={"outputs": "outputs"})["outputs"] == "outputs"
+
+
+@pytest.mark.parametrize("inside", ["outputs", "outputs/mine", "./outputs/a/../b"])
+def test_a_file_may_send_results_to_a_folder_in_outputs(inside):
+    assert params.resolve(WITH_OUTPUTS, suite={"outputs": inside})["outputs"] == inside
+
+
+def test_a_folder_in_outputs_that_leads_elsewhere_is_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/away").symlink_to("/home")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(params.ParameterError, match="sends results"):
+        params.resolve(WITH_OUTPUTS, suite={"outputs": "outputs/away"})
+
+
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +167,8 @@ def test_an_empty_override_changes_nothing():
         ("- epochs", "must hold a table"),
         ("epoch: 3", r"'epoch' in .*a\.yaml. Did you mean 'epochs'"),
         ("on: 3", r"no parameter True in .*a\.yaml"),
+        ("a: !!python/object/apply:os.getcwd []", "is not valid YAML: could not determine a constructor"),
+        ('"epochs = 1; import os; x": 3', "There is no parameter 'epochs = 1; import os; x'"),
         ("epochs: many", r"'epochs' in .*a\.yaml must be a whole number. Received: 'many' \(str\)"),
     ],
 )

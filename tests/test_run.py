@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_keras import data, evaluate, model, resample, roles, run, source, split, storage
+from fer_keras import data, evaluate, lock, model, resample, roles, run, source, split, storage
 from fer_keras.data import CLASS_NAMES
 from fer_keras.params import EVALUATION, LOCATIONS, NAMES, PARAMETERS
 
@@ -313,6 +313,52 @@ def test_retraining_does_not_go_on_from_a_checkpoint_of_other_code(tmp_path, mon
     monkeypatch.setattr(run, "LOADED_CODE", "newer")
     run.begin(tmp_path, "another key")
     assert begun(tmp_path) == "newer"
+
+
+def test_a_checkpoint_that_other_rows_trained_is_not_resumed(faces, tmp_path, capsys):
+    parts = {"train": faces.take(slice(0, 100)), "test": faces}
+    for given, kept in ((parts, True), (parts | {"train": faces.take(slice(1, 101))}, False)):
+        run.begin(tmp_path, "key", parts=parts)
+        run.checkpoint_path(tmp_path).write_bytes(b"")
+        run.begin(tmp_path, "key", parts=given)
+        assert run.checkpoint_path(tmp_path).exists() == kept
+        assert ("starts anew" in capsys.readouterr().out) != kept
+    soft = replace(faces, targets=np.full((len(faces), 7), 1 / 7, "float32"))
+    run.begin(tmp_path, "key", parts={"train": faces})
+    run.checkpoint_path(tmp_path).write_bytes(b"")
+    run.begin(tmp_path, "key", parts={"train": soft})
+    assert not run.checkpoint_path(tmp_path).exists()
+
+
+def test_training_again_does_not_take_the_checkpoint_of_a_finished_training(faces, tmp_path):
+    """Killed after its results were written, before its checkpoint was removed."""
+    folder = run.folder_of("s", "tuned", 0, tmp_path)
+    run.begin(folder, "key of tuned")
+    note = (folder / "started.json").read_text()
+    finish(tmp_path, "tuned", {"test": faces})
+    (folder / "started.json").write_text(note)
+    run.checkpoint_path(folder).write_bytes(b"")
+    with pytest.raises(run.RunError, match="Another process finished"):
+        run.begin(folder, "key of tuned")
+    run.begin(folder, "key of tuned", retrain=True)
+    assert not run.checkpoint_path(folder).exists()
+
+
+def test_a_run_that_another_process_writes_is_refused_and_not_harmed(faces, tmp_path):
+    folder = finish(tmp_path, "tuned", {"test": faces})
+    note = {"pid": 12, "host": "elsewhere", "since": "2026-01-01 00:00:00", "command": "papermill"}
+    (folder / lock.NAME).write_text(json.dumps(note))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    writers = (
+        lambda: run.begin(folder, "key", retrain=True),
+        lambda: finish(tmp_path, "tuned", {"test": faces}),
+        lambda: run.save_metrics(folder, PARAMS, "key", {}, "official", {}, {}),
+        lambda: run.predictions(folder, {"test": faces}, lambda images: None, "flip"),
+    )
+    for write in writers:
+        with pytest.raises(lock.LockError, match="process 12 on elsewhere"):
+            write()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_state_of_a_run(faces, tmp_path, monkeypatch):

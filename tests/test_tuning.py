@@ -380,6 +380,12 @@ def test_a_sweep_runs_to_its_page_also_when_a_point_fails(tmp_path, monkeypatch)
 
     code, output = call(*command, cwd=tmp_path)
     assert code != 0, output[-5000:]
+    for said in ("Failed: few/crop41: ValueError: `image_size` (or `crop`", "1 of 2 runs done", "1 failed"):
+        assert said in output
+    assert "1 of 2 runs are done." in output and str(page / "crop41/seed-0/notebook.ipynb") in output
+    assert "CalledProcessError" not in output
+    status = call("fer-keras", "status", "tiny", "--sweep", "few", cwd=tmp_path)[1]
+    assert "failed   few/crop41 seed 0: ValueError: `image_size`" in status and "done     few/crop0" in status
     text = (page / "report.html").read_text()
     assert "Failed: crop41 seed 0: ValueError: `image_size` (or `crop`" in text and "1 points were compared" in text
     monkeypatch.chdir(tmp_path)
