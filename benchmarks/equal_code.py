@@ -74,13 +74,16 @@ def main():
                     call(tree, "-m", "papermill", "notebooks/train.ipynb", target, *HERE, *words, *places)
                 call(ROOT, "-c", COMPARE, Path(temporary, "here"), Path(temporary, "there"), name)
                 print(f"{name}: equal rows, history and weights", flush=True)
-            current, older = call(ROOT, "-c", PRINT), call(old, "-c", PRINT)
+            current, older = call(ROOT, "-c", PRINT), {call(old, "-c", PRINT)}
+            # And what is equal to the older code.
+            listed = json.loads((old / "fer_keras" / "equal_code.json").read_text())
+            older |= set(listed["equal"]) if listed["current"] in older else set()
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", old], cwd=ROOT, check=True)
     path = ROOT / "fer_keras" / "equal_code.json"
     known = json.loads(path.read_text())
     equal = known["equal"] if known["current"] == current else []
-    equal = sorted({*equal, older} - {current})
+    equal = sorted({*equal, *older} - {current})
     path.write_text(json.dumps({"current": current, "equal": equal}, indent=1) + "\n")
     print(f"{path}: the code as it is trains what {len(equal)} older one(s) trained.")
 
