@@ -1,6 +1,6 @@
 """How time and memory grow with the faces: `python benchmarks/growth.py [FACTOR ...]`, 1, 4 and 16 by default.
 
-For each factor a set of so many times FER2013's 35,887 rows, made of drawn faces each at another place and contrast, is
+For each factor a set of so many times FER2013's 35,887 rows, of drawn faces that differ in place and brightness, is
 written block by block to a temporary folder (83 MB times the factor), in the form in which loaded faces are kept. Then,
 each time in a process of its own, it is loaded, memory-mapped, gets its official roles and trains a narrow VGGNet for
 100 steps: with the faces in the device's memory, which on a CPU is the host's, and streamed from the file. Prints the
@@ -18,20 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
+from fer_keras import drawn
+
 ROWS, TESTS, STEPS, BLOCK = 35_887, 3_589, 100, 8_192
 
 
-def write(folder, n, tests):
+def write(folder, faces, n, tests):
     """A set of n faces as `fer_keras.data.write_cache` keeps it, of which the last ones validate and test."""
-    from fer_keras import drawn
-
-    faces, rng = drawn.draw(1400), np.random.default_rng(n)
+    rng = np.random.default_rng(n)
     images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype="uint8", shape=(n, 48, 48, 1))
     labels = np.empty(n, "int64")
     for start in range(0, n, BLOCK):
         at = rng.integers(0, len(faces), min(BLOCK, n - start))
         moved = np.roll(faces.images[at], rng.integers(-4, 5, 2), (1, 2))
-        images[start : start + len(at)] = moved * rng.uniform(0.5, 1, (len(at), 1, 1, 1)) + rng.uniform(0, 60)
+        images[start : start + len(at)] = moved // 2 + rng.integers(0, 128, (len(at), 1, 1, 1), "uint8")
         labels[start : start + len(at)] = faces.labels[at]
     images.flush()
     np.save(folder / "labels.npy", labels)
@@ -59,10 +59,9 @@ class Enough(Exception):
 
 def measure(folder, device_bytes):
     """Seconds to load, to give roles, up to the end of the first step, and of the later ones; and the peak."""
-    import fer_keras  # noqa: F401  sets the backend's environment
-    from fer_keras import data, model, roles, train
+    import keras
 
-    import keras  # isort: skip
+    from fer_keras import data, model, roles, train
 
     class Clock(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -99,13 +98,13 @@ def measured(folder, device_bytes):
 def main(factors):
     print("rows              set  faces        load   roles  first step  100 steps   peak")
     with tempfile.TemporaryDirectory() as temporary:
-        small = Path(temporary)
-        write(small, 64 * (STEPS + 3), 64)
+        small, faces = Path(temporary), drawn.draw(1400)
+        write(small, faces, 64 * (STEPS + 3), 64)
         *_, least = measured(small, 0)
         for factor in factors:
             folder, n = Path(temporary, str(factor)), ROWS * factor
             folder.mkdir()
-            write(folder, n, TESTS * factor)
+            write(folder, faces, n, TESTS * factor)
             for name, device_bytes in (("resident", 2**40), ("streamed", 0)):
                 load, split, first, steps, peak = measured(folder, device_bytes)
                 size, peak = n * 2304, peak - least
