@@ -424,8 +424,10 @@ def fit(
     order = callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: rows.shuffle(seed, epoch))
     scored = Rows(validation, first=len(train), **shared)
 
-    faces = np.concatenate([train.images, validation.images]) if resident else None
-    trainer = Trainer(model, augmentation, faces, mixing, ema)
+    # Not kept here: the device has its copy.
+    trainer = Trainer(
+        model, augmentation, np.concatenate([train.images, validation.images]) if resident else None, mixing, ema
+    )
     updates = build_optimizer(optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs, weight_decay, ema)
     if weight_decay:
         updates.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) == 1])
