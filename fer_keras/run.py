@@ -504,6 +504,8 @@ def failure(folder: Path) -> str:
         said = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+    if said and not said.endswith("\n"):  # cut in the middle of a line
+        return f"OSError: probably no space left on the disk: {folder / LOG} could not be written to its end"
     return said.strip().splitlines()[-1].strip() if "Traceback" in said else ""
 
 

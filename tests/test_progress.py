@@ -71,6 +71,17 @@ def test_status_says_what_goes_on_in_each_folder(jobs, tmp_path, capsys):
     assert lines["balanced-smote_tomek"] == "not run  balanced-smote_tomek seed 0"
 
 
+def test_a_log_that_is_cut_short_tells_of_a_full_disk(tmp_path):
+    assert run.failure(tmp_path) == ""
+    for said, told in (
+        ("Executing notebook\n", ""),
+        ("Traceback (most recent call last):\nOSError: gone\n", "OSError: gone"),
+        ("Traceback (most recent call last):\n  return f(get_curre", "probably no space left on the disk"),
+    ):
+        (tmp_path / run.LOG).write_text(said)
+        assert told in run.failure(tmp_path) and bool(told) == bool(run.failure(tmp_path))
+
+
 def test_the_best_score_is_that_of_all_epochs_also_before_an_interruption(tmp_path):
     for monitor, values, best in (("val_accuracy", (0.75, 0.5), 0.75), ("val_loss", (0.5, 0.25), 0.25)):
         history = [{"epoch": 1, monitor: values[0]}]

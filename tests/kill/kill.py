@@ -288,7 +288,7 @@ def disk_full(parent: Path, whole: Path) -> None:
                 raise Broken(f"All fits on {share:.0%} of the room that it needs.")
             check_whole(project)
             finished.check(project)
-            told = [line for line in tail(project, 200).splitlines() if "No space left" in line]
+            told = [line for line in tail(project, 200).splitlines() if "no space left" in line.lower()]
             if not told:
                 raise Broken(f"The user is not told that the disk is full:\n{tail(project)}")
             print(f"     disk full at {share:.0%}: {done(project)}; {told[-1].strip()[:100]}", flush=True)
