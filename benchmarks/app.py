@@ -6,9 +6,8 @@ p95 and frames a second of detection and classification together, the time from 
 (median of several; the files are in the page cache), peak memory, where our time goes, how many cropped faces a second
 the classifiers alone do, and our memory over many frames. With `--data fer2013.csv` also the top-1 of all on the 3,589
 faces of PrivateTest as they are, with paired intervals; `fer`'s network looks like the mini-XCEPTION of
-oarriaga/face_classification, whose training script keeps an epoch by PublicTest and PrivateTest together: its top-1 here
-is then no estimate for new faces.
-Linux; about four minutes on idle cores.
+oarriaga/face_classification, whose training script keeps an epoch by PublicTest and PrivateTest together: then its
+top-1 here is no estimate for new faces. Linux; about four minutes on idle cores.
 """
 
 import argparse
