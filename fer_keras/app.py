@@ -27,6 +27,7 @@ FRAME_BYTES = 2 << 20  # of one frame of the camera, as base64; 640×480 has abo
 PICTURE_BYTES = 32 << 20
 FILM_BYTES = 256 << 20
 REQUEST_BYTES = FILM_BYTES + (1 << 20)
+SESSIONS = 64  # whose last picture is kept in memory, for ten minutes at most
 SHOWN_SIDE = 2000  # pixels of an annotated picture
 MOST_FRAMES = 20_000  # of a film that are looked at
 POINTS = 400  # in time, of the plot
@@ -336,7 +337,8 @@ def build(offered: Models):
                 kept = name, content.read(PICTURE_BYTES + 1)
         except FileNotFoundError:
             return None, problem(GONE), [], None
-        return kept, *picture(offered, *kept, model, detector), None
+        page, rows = picture(offered, *kept, model, detector)
+        return (kept if "<img " in page else None), page, rows, None
 
     def again(kept, model, detector):
         return picture(offered, *kept, model, detector) if kept else ("", [])
@@ -373,7 +375,7 @@ def build(offered: Models):
                 elem_id="camera",
             )
         with gr.Tab("Picture"):
-            kept = gr.State(time_to_live=3600)
+            kept = gr.State(time_to_live=600)
             upload = upload_box(label="A picture", file_types=sorted(predict.IMAGES), elem_id="picture-upload")
             shown = gr.HTML(elem_id="picture")
             table = gr.Dataframe(
@@ -520,6 +522,7 @@ def launch(
             footer_links=[],
             enable_monitoring=False,
             max_file_size=FILM_BYTES,
+            state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [Middleware(LimitedRequests, most=REQUEST_BYTES)]},
             css=CSS,
             theme=gr.themes.Default(),
