@@ -34,7 +34,7 @@ def gradient(network: keras.Model, values: np.ndarray, classes: np.ndarray) -> n
 
     Args:
         network: from float (batch, …) to scores (batch, num_classes); its layers act as in prediction.
-        values: float32 (n, …), what goes in.
+        values: float32 (n, …), what goes in, an array or a tensor.
         classes: int (n,), which output of each.
 
     Returns:
@@ -43,12 +43,14 @@ def gradient(network: keras.Model, values: np.ndarray, classes: np.ndarray) -> n
     trainable = network.trainable
     network.trainable = False
     try:
-        changed = _Changed(network, np.asarray(values, "float32"))
+        changed = _Changed(network, ops.convert_to_numpy(values).astype("float32"))
         inner = keras.Sequential([keras.Input((1,)), changed])
         inner.compile(
             keras.optimizers.SGD(1.0),
             # Keras takes the mean of what the faces have; each shall have its own gradient.
             loss=lambda wanted, scores: -ops.sum(wanted * scores, axis=-1) * len(values),
+            # It is made for one step: to trace it would take longer, and TensorFlow warns of so many traces.
+            run_eagerly=keras.backend.backend() == "tensorflow",
             jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
         )
         inner.train_on_batch(np.zeros((len(values), 1), "float32"), np.eye(network.output_shape[-1])[classes])
@@ -84,7 +86,7 @@ def saliency(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     """
     before, after = _between(model, "rescaling")
     return _in_parts(
-        lambda part, wanted: np.abs(gradient(after, before.predict(part, verbose=0), wanted)).max(axis=-1),
+        lambda part, wanted: np.abs(gradient(after, before(part, training=False), wanted)).max(axis=-1),
         images,
         classes,
     )
@@ -109,7 +111,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer:
     border = [(side - inside) // 2 for side, inside in zip(images.shape[1:3], seen, strict=True)]
 
     def one(part, wanted):
-        features = before.predict(part, verbose=0)
+        features = ops.convert_to_numpy(before(part, training=False))
         weights = gradient(after, features, wanted).mean(axis=(1, 2), keepdims=True)
         maps = np.maximum((features * weights).sum(axis=-1, keepdims=True), 0)
         maps = ops.convert_to_numpy(ops.image.resize(maps, seen, interpolation="bilinear"))[..., 0]
