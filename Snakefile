@@ -67,7 +67,7 @@ def job(wildcards):
 
 def before(wildcards):
     this = job(wildcards)
-    needed = [JOBS[wildcards.suite, name, this.seed] for name in this.needs]
+    needed = [JOBS[(wildcards.suite, *other)] for other in this.needs.values()]
     if MADE_BY[this.key] is not this:
         needed.append(MADE_BY[this.key])
     return [f"{each.folder}/metrics.json" for each in needed]

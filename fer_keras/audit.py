@@ -83,7 +83,9 @@ def audit(folder: Path, faces: Faces) -> dict:
     faces = run.with_trained_labels(faces, own)  # which may be others than the source's
     result: dict = {
         "trained": {
-            "runs": [path.parent.name for path in lineage],
+            "runs": [
+                path.parent.name if path.name == folder.name else f"{path.parent.name}/{path.name}" for path in lineage
+            ],
             "rows": len(np.union1d(*trained)),
             "rows_with_ancestors": len(np.unique(np.concatenate([*trained, *older]))),
         },

@@ -194,7 +194,7 @@ def needing(failed: Iterable[tuple], jobs: Mapping[tuple[str, str, int], Job]) -
     """The runs that need one of those that failed, or one that needs it."""
     found = dict.fromkeys(failed)
     for (suite, name, seed), job in jobs.items():
-        if any((suite, other, seed) in found for other in job.needs):
+        if any((suite, *other) in found for other in job.needs.values()):
             found[suite, name, seed] = None
     return [place for place in found if place not in set(failed)]
 

@@ -79,7 +79,7 @@ def collect(
         """The key that a run should have with these faces, and the files that it says it had."""
         job, there = graph[place], found[place]
         added = there.get("fingerprint", "").partition("+")[2]
-        before = {name: key((name, job.seed), own) for name in job.needs}
+        before = {name: key(other, own) for name, other in job.needs.items()}
         if "checkpoint" in there.get("ancestors", {}):
             before["checkpoint"] = there["ancestors"]["checkpoint"]
         return run.key_of(job.params, f"{own}+{added}" if added else own, before)
@@ -90,7 +90,7 @@ def collect(
         state = run.state(job.folder, key(place, own) if own else None)
         metrics = run.read_metrics(job.folder) if state != "not run" else None
         needs = source.needed(job.params) or next(
-            (r.needs for r in results if r.needs and (r.experiment, r.seed) in {(n, job.seed) for n in job.needs}), ""
+            (r.needs for r in results if r.needs and (r.experiment, r.seed) in job.needs.values()), ""
         )
         results.append(Result(job.experiment, job.seed, job.folder, metrics, state, needs))
     return results

@@ -74,9 +74,28 @@ def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "out
     return root() / Path(outputs).expanduser() / suite / sweep / experiment / f"seed-{seed}"
 
 
-def beside(folder: Path, experiment: str) -> Path:
-    """The folder of another experiment of the same suite and seed as the run in `folder`."""
-    return folder.parents[2 if read_params(folder).get("sweep") else 1] / experiment / folder.name
+def place_of(name: str, seed: int) -> tuple[str, int]:
+    """Experiment and seed of a run as another run of its suite names it.
+
+    Args:
+        name: `tuned`, the run with the seed of the one that names it, or `tuned/seed-1`.
+        seed: of the run that names it.
+
+    Raises:
+        ValueError: if it is no such name.
+    """
+    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:/seed-(\d+))?", name)
+    if not found:
+        raise ValueError(
+            f"Another run is named by its experiment, or by experiment and seed as in tuned/seed-1. Received: {name!r}"
+        )
+    return found[1], seed if found[2] is None else int(found[2])
+
+
+def beside(folder: Path, name: str) -> Path:
+    """The folder of another run of the same suite as the run in `folder`, named as `place_of` has it."""
+    experiment, seed = place_of(name, int(folder.name.removeprefix("seed-")))
+    return folder.parents[2 if read_params(folder).get("sweep") else 1] / experiment / f"seed-{seed}"
 
 
 def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> str:
@@ -509,21 +528,23 @@ def failure(folder: Path) -> str:
     return said.strip().splitlines()[-1].strip() if "Traceback" in said else ""
 
 
-def sibling(p, experiment: str) -> Path:
-    """The folder of another run of the same suite and seed, which must be finished.
+def sibling(p, name: str) -> Path:
+    """The folder of another run of the same suite, which must be finished.
 
     Args:
         p: parameters with `suite`, `seed` and `outputs`.
+        name: of the run, see `place_of`.
 
     Raises:
         RunError: if it is not there; says how to make it.
     """
-    folder = folder_of(p.suite, experiment, p.seed, p.outputs)
+    experiment, seed = place_of(name, p.seed)
+    folder = folder_of(p.suite, experiment, seed, p.outputs)
     if read_environment(folder) is None:
         raise RunError(
-            f"The run {experiment!r} of suite {p.suite!r} with seed {p.seed} is needed and is not finished: there is "
+            f"The run {experiment!r} of suite {p.suite!r} with seed {seed} is needed and is not finished: there is "
             f"no {folder / 'environment.json'}. Run it first, with the same `data`: papermill notebooks/train.ipynb "
-            f"{folder / 'notebook.ipynb'} -f params/{experiment}.yaml -f params/suites/{p.suite}.yaml"
+            f"{folder / 'notebook.ipynb'} -f params/{experiment}.yaml -f params/suites/{p.suite}.yaml -p seed {seed}"
         )
     return folder
 
@@ -645,6 +666,21 @@ def check_members(folders: Mapping[str, Path]) -> list[str]:
                 f"{', '.join(order)}; {name} has {', '.join(other)}."
             )
     return order
+
+
+def crop_of_members(folders: Mapping[str, Path], tta: str) -> int:
+    """The `crop` of the first member, for test-time augmentation.
+
+    Raises:
+        RunError: if views of test-time augmentation depend on it, and the members differ.
+    """
+    crops = {name: read_params(folder)["crop"] for name, folder in folders.items()}
+    if tta == "ten_crop" and len(set(crops.values())) > 1:
+        raise RunError(
+            "`tta: ten_crop` needs members with the same `crop`; these have "
+            f"{', '.join(f'{crop} ({name})' for name, crop in crops.items())}. Use `tta: flip`."
+        )
+    return next(iter(crops.values()))
 
 
 def chosen_by_members(metrics: Mapping[str, Mapping]) -> dict:

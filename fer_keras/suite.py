@@ -40,7 +40,8 @@ PAGES = ("explore", "report")
 class Job:
     """One run of a suite: its resolved parameters, notebook, folder, the runs it needs, and its key.
 
-    `experiment` is its place in the suite's folder: the experiment's name, or `<sweep>/<point>`. `missing` says what
+    `experiment` is its place in the suite's folder: the experiment's name, or `<sweep>/<point>`. `needs` holds
+    experiment and seed of runs of the same suite, under the name that this run has for them. `missing` says what
     it, or a run that it needs, needs and does not have: a path, or a data set converted otherwise.
     """
 
@@ -49,7 +50,7 @@ class Job:
     params: Mapping
     notebook: str
     folder: Path
-    needs: tuple[str, ...]
+    needs: Mapping[str, tuple[str, int]]
     key: str
     missing: str = ""
 
@@ -95,6 +96,12 @@ def jobs(
         resolved |= {(name, seed): resolve(name, {"seed": seed}) for name in content["experiments"]}
         if sweep:
             resolved |= _points(varied, seed, resolve)
+    # An ensemble whose members all say their seed is one run, and not one for each seed.
+    first_of: dict[str, int] = {}
+    for name, seed in list(resolved):
+        members = resolved[name, seed][1].get("members")
+        if members and all("/" in member for member in members) and seed != first_of.setdefault(name, seed):
+            del resolved[name, seed]
     if any(one.get("dataset", "fer2013") != "fer2013" for _, one in resolved.values()):
         raise params.ParameterError(
             "`dataset: folder` goes with single runs. For a suite, convert the folder once, `fer-keras data convert "
@@ -109,23 +116,26 @@ def jobs(
         if (name, seed) in found:
             return
         if (name, seed) not in resolved:
-            raise ValueError(f"{needed_by[-1]} needs the run {name!r}, which the suite {suite!r} does not list.")
+            listed = any(name == other for other, _ in resolved)
+            raise ValueError(
+                f"{needed_by[-1]} needs the run {name!r}{f' with seed {seed}' if listed else ''}, which the suite "
+                f"{suite!r} does not list."
+            )
         if name in needed_by:
             raise ValueError(f"Experiments cannot start from each other: {' → '.join([*needed_by, name])}.")
         notebook, one = resolved[name, seed]
-        needs = tuple(
-            one.get("members") or [one["starts_from"]] if one.get("members") or one.get("starts_from") else []
-        )
-        for other in needs:
-            add(other, seed, (*needed_by, name))
+        named = one.get("members") or ([one["starts_from"]] if one.get("starts_from") else [])
+        needs = {other: run.place_of(other, seed) for other in named}
+        for other in needs.values():
+            add(*other, (*needed_by, name))
         missing = source.lacks(one)
-        before = {other: found[other, seed].key for other in needs}
+        before = {other: found[place].key for other, place in needs.items()}
         if "checkpoint" in one and not missing:
             before["checkpoint"] = storage.file_hash(Path(one["checkpoint"]).expanduser())
         # Without its path, a run has the key that it would have without the file: it is not made.
         faces = fingerprint if missing else source.fingerprint_of(one, fingerprint)
         key = run.key_of(one, faces, before)
-        missing = missing or next((found[other, seed].missing for other in needs if found[other, seed].missing), "")
+        missing = missing or next((found[other].missing for other in needs.values() if found[other].missing), "")
         place = one.get("point") or name
         where = run.folder_of(one["suite"], place, seed, one["outputs"], one.get("sweep", ""))
         found[name, seed] = Job(name, seed, one, notebook, where, needs, key, missing)

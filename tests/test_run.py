@@ -35,7 +35,7 @@ class Weights:
 
 def finish(outputs, experiment, parts=None, class_names=CLASS_NAMES, ancestors=None, **given):
     """Leave a finished run, with predictions for its faces."""
-    folder = run.folder_of("s", experiment, 0, outputs)
+    folder = run.folder_of("s", experiment, given.get("seed", 0), outputs)
     params = PARAMS | {"experiment": experiment, "outputs": str(outputs)} | given
     history = pd.DataFrame({"epoch": [1], "loss": [0.5]})
     run.save_training(folder, params, f"key of {experiment}", parts or {}, history, Weights(), 1.0, ancestors or {})
@@ -458,6 +458,28 @@ def test_a_missing_sibling_is_named_with_the_way_to_make_it(tmp_path):
     (folder / "environment.json").unlink()
     with pytest.raises(run.RunError, match="is not finished"):
         run.sibling(p, "tuned")
+
+
+def test_a_run_is_named_by_its_experiment_and_where_it_is_another_by_its_seed(tmp_path):
+    assert run.place_of("tuned", 4) == ("tuned", 4) and run.place_of("a.b-1/seed-12", 4) == ("a.b-1", 12)
+    for wrong in ("", "tuned/", "tuned/seed-", "tuned/seed--1", "../tuned", "tuned/seed-1/x", "/tuned"):
+        with pytest.raises(ValueError, match="named by its experiment"):
+            run.place_of(wrong, 0)
+    p = SimpleNamespace(suite="s", seed=0, outputs=str(tmp_path))
+    with pytest.raises(run.RunError, match=r"with seed 1 is needed.* -p seed 1"):
+        run.sibling(p, "tuned/seed-1")
+    folder = finish(tmp_path, "tuned", seed=1)
+    assert run.sibling(p, "tuned/seed-1") == folder and run.beside(folder, "other") == tmp_path / "s/other/seed-1"
+    assert run.beside(folder, "other/seed-0") == tmp_path / "s/other/seed-0"
+
+
+def test_ten_crops_of_an_ensemble_need_members_with_one_crop(tmp_path):
+    folders = {name: finish(tmp_path, name, crop=crop) for name, crop in (("a", 40), ("b", 40), ("c", 0))}
+    assert run.crop_of_members(folders, "flip") == 40
+    with pytest.raises(run.RunError, match=r"same `crop`; these have 40 \(a\), 40 \(b\), 0 \(c\). Use `tta: flip`"):
+        run.crop_of_members(folders, "ten_crop")
+    del folders["c"]
+    assert run.crop_of_members(folders, "ten_crop") == 40
 
 
 @pytest.fixture

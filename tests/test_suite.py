@@ -49,7 +49,7 @@ def test_needed_runs_come_first_whatever_the_order_of_the_file(name, files):
     order = [experiment for experiment, _ in found]
     assert set(order) == set(listed)
     for (experiment, seed), job in found.items():
-        assert all(order.index(other) < order.index(experiment) for other in job.needs)
+        assert all(order.index(other) < order.index(experiment) for other, _ in job.needs.values())
         other = {"ensemble": suite.ENSEMBLE, "pytorch": suite.PYTORCH}
         assert job.notebook == other.get(experiment, suite.TRAIN)
         assert job.folder == Path("outputs", name, experiment, f"seed-{seed}")
@@ -61,8 +61,8 @@ def test_needed_runs_come_first_whatever_the_order_of_the_file(name, files):
 def test_the_studys_suites_have_its_experiments(name):
     found = suite.jobs(name, fingerprint="f")
     assert {"ensemble", "tuned", "baseline"} | BALANCED <= {experiment for experiment, _ in found}
-    assert found["balanced-ros", 0].needs == ("tuned",) and found["baseline", 0].needs == ()
-    assert found["ensemble", 0].needs == ("balanced-ros", "balanced-smote", "balanced-smote_tomek")
+    assert found["balanced-ros", 0].needs == {"tuned": ("tuned", 0)} and not found["baseline", 0].needs
+    assert list(found["ensemble", 0].needs) == ["balanced-ros", "balanced-smote", "balanced-smote_tomek"]
 
 
 def test_a_run_without_the_path_that_it_needs_is_left_out_and_so_is_what_starts_from_it(files, tmp_path):
@@ -121,6 +121,33 @@ def test_each_seed_has_its_own_runs(files):
     found = suite.jobs("demo", folder=files("suites/demo", seeds=[0, 3]), fingerprint="f")
     assert len(found) == 14 and len({job.key for job in found.values()}) == 14
     assert all(job.params["seed"] == seed and job.folder.name == f"seed-{seed}" for (_, seed), job in found.items())
+
+
+def test_an_ensemble_across_seeds_is_one_run_that_waits_for_all_its_members(files):
+    seeds, members = [3, 0, 1], ["tuned/seed-0", "tuned/seed-1", "balanced-ros/seed-3"]
+    folder = files("suites/demo", seeds=seeds)
+    files("ensemble", members=members)
+    found = suite.jobs("demo", folder=folder, fingerprint="f")
+    assert [seed for name, seed in found if name == "ensemble"] == [3] and len(found) == 19
+    needs = found["ensemble", 3].needs
+    assert needs == {members[0]: ("tuned", 0), members[1]: ("tuned", 1), members[2]: ("balanced-ros", 3)}
+    # its own seed where none is said
+    files("ensemble", members=["tuned", "tuned/seed-1"])
+    found = suite.jobs("demo", folder=folder, fingerprint="f")
+    assert [found["ensemble", seed].needs["tuned"] for seed in seeds] == [("tuned", seed) for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["tuned/seed-0", "tuned/seed-7"], "needs the run 'tuned' with seed 7, which the suite 'demo' does not list"),
+        (["tuned", "../tuned"], r"named by its experiment, or .* as in tuned/seed-1. Received: '../tuned'"),
+        (["tuned", "tuned/1"], "Received: 'tuned/1'"),
+    ],
+)
+def test_a_member_that_cannot_be_is_refused(files, members, message):
+    with pytest.raises(ValueError, match=message):
+        suite.jobs("demo", folder=files("ensemble", members=members), fingerprint="f")
 
 
 @pytest.mark.parametrize(

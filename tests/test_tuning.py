@@ -59,7 +59,7 @@ def test_a_point_is_a_run_of_the_suite_with_its_values(files):
         "learning_rate": 0.01,
         "epochs": 3,
     }
-    assert job.folder == Path("outputs/demo/w/sgd-lr0.01/seed-2") and job.notebook == suite.TRAIN and job.needs == ()
+    assert job.folder == Path("outputs/demo/w/sgd-lr0.01/seed-2") and job.notebook == suite.TRAIN and not job.needs
     assert len({job.key for job in found.values()}) == 6
 
 
@@ -94,7 +94,7 @@ def test_points_that_start_from_a_run_bring_it_along(files):
     folder = files(experiment="balanced-ros", grid={"dropout": [0.1, 0.3]})
     found = points(folder)
     assert list(found) == [("tuned", 0), ("w/dropout0.1", 0), ("w/dropout0.3", 0)]
-    assert found["w/dropout0.1", 0].needs == ("tuned",)
+    assert found["w/dropout0.1", 0].needs == {"tuned": ("tuned", 0)}
 
 
 def test_names_stay_when_the_grid_grows_and_equal_points_are_one(files):
