@@ -46,11 +46,11 @@ def test_needed_runs_come_first_whatever_the_order_of_the_file(name, files):
     listed = params.read(ROOT / "params" / "suites" / f"{name}.yaml")["experiments"]
     folder = files(f"suites/{name}", experiments=sorted(listed, key=lambda one: (one != "ensemble", one)))
     found = suite.jobs(name, folder=folder, fingerprint="f")
-    order = [experiment for experiment, _ in found]
-    assert set(order) == set(listed)
+    order = list(found)
+    assert {experiment for experiment, _ in order} == set(listed)
     for (experiment, seed), job in found.items():
-        assert all(order.index(other) < order.index(experiment) for other, _ in job.needs.values())
-        other = {"ensemble": suite.ENSEMBLE, "pytorch": suite.PYTORCH}
+        assert all(order.index(other) < order.index((experiment, seed)) for other in job.needs.values())
+        other = {"ensemble": suite.ENSEMBLE, "best-ensemble": suite.ENSEMBLE, "pytorch": suite.PYTORCH}
         assert job.notebook == other.get(experiment, suite.TRAIN)
         assert job.folder == Path("outputs", name, experiment, f"seed-{seed}")
 
