@@ -4,6 +4,7 @@ A sweep varies one experiment of a suite over a grid of parameters; its points a
 """
 
 import base64
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -162,8 +163,12 @@ def resolver(folder: Path, suite: Mapping, command_line: Mapping) -> Callable[[s
     """A function from an experiment's name, and values that win over the files, to its notebook and its parameters."""
     defaults = {name: params.notebook_defaults(params.root() / name) for name in (TRAIN, ENSEMBLE, PYTORCH)}
 
+    @functools.cache  # the file is the same for all points of a sweep
+    def experiment_of(name):
+        return read_named(folder / f"{name}.yaml", "experiment")
+
     def resolve(name, given):
-        experiment = read_named(folder / f"{name}.yaml", "experiment")
+        experiment = experiment_of(name)
         notebook = ENSEMBLE if "members" in experiment else PYTORCH if "checkpoint" in experiment else TRAIN
         return notebook, params.resolve(defaults[notebook], experiment, suite, {**given, **command_line})
 
