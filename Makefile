@@ -30,13 +30,14 @@ lower = $(shell echo $(1) | tr A-Z a-z)
 PLACES = $(foreach name,$(GIVEN),$(call lower,$(name))="$(if $(filter drawn,$($(name))),drawn,$$(realpath "$($(name))"))")
 CHECK_PLACES = @$(foreach name,$(GIVEN),test "$($(name))" = drawn || test -e "$($(name))" || { echo "There is no file or folder $($(name))"; exit 2; };)
 
-.PHONY: help install demo test test-jax test-app test-kill report worth tune search lint pictures benchmarks clean
+.PHONY: help install demo test test-jax test-app test-kill report worth tune search audit lint pictures benchmarks clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo "make install  the environment in .venv; BACKEND=gpu for CUDA (default: cpu), PYTHON=python3.12 for another Python"
 	@echo "make test-jax  the tests of model, training, evaluation and maps on JAX"
 	@echo "make test-kill  runs killed at random moments, a full disk, read-only outputs: nothing may be lost; half an hour"
+	@echo "make audit    known vulnerabilities of what is installed, by pip-audit"
 	@echo "make lint     ruff on code and notebooks"
 
 install: $(READY)
@@ -84,6 +85,10 @@ test-app: $(READY)
 
 test-kill: $(READY)
 	python tests/kill/kill.py
+
+audit: $(READY)
+	python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+	python tests/dependencies.py
 
 lint: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
