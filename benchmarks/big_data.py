@@ -1,12 +1,13 @@
 """Training on a set that is larger than memory: `python benchmarks/big_data.py [--gb 20] [--side 48] [--steps 100]`.
 
-Writes a set of so many gigabytes of drawn faces, moved, darkened and noisy, chunk by chunk, in the form that `fer-keras
-data convert` leaves, with its training, validation and test faces in no order; the folder needs the disk space, and is
-deleted at the end. Then, each in a process of its own, a VGGNet trains for some steps: on a small set held in the
-device's memory, which on a CPU is the host's; on the same set streamed from its file; on the large set, memory-mapped,
-once as it is and once balanced by random over-sampling. Prints the peak of anonymous memory, the part of it that Python
-had before there were faces, the seconds before the first step, and faces per second, also as a share of the first.
-Mapped pages, which the system takes back when it needs them, do not count as anonymous memory.
+Writes a set of so many gigabytes of drawn faces with noise, chunk by chunk, in the form that `fer-keras data convert`
+leaves, its training, validation and test faces in no order; the folder needs the disk space, and is deleted at the end.
+(The chunks repeat one another, which makes nothing faster: to the system all pages are different ones.) Then, each
+in a process of its own, a VGGNet trains for some steps: on a small set held in the device's memory, which on a CPU is
+the host's; on the same set streamed from its file; on the large set, memory-mapped, once as it is and once balanced by
+random over-sampling. Prints the peak of anonymous memory, what of it there was before any faces, the seconds up to the
+first step, and faces per second, also as a share of the first. Mapped pages, which the system takes back when it needs
+them, do not count as anonymous memory.
 """
 
 import argparse
@@ -29,23 +30,24 @@ SMALL = 20_000  # faces, or a tenth of the set if that is less
 
 
 def write(folder, n, side, channels):
-    """A converted set of n faces in `folder`."""
+    """A converted set of n faces in `folder`: chunks of drawn faces with noise, each chunk in another order."""
     folder.mkdir()
     rng = np.random.default_rng(n)
-    own = drawn.draw(1400)
-    at = np.arange(side) * 48 // side
+    own, at = drawn.draw(1400), np.arange(side) * 48 // side
     pictures = np.repeat(own.images[:, at][:, :, at], channels, axis=-1) // 2
-    shape = (n, side, side, channels)
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype="uint8", shape=shape)
-    labels = np.empty(n, "int64")
-    block = max(1, CHUNK // pictures[0].nbytes)
-    noise = rng.integers(0, 128, (min(block, n), *pictures.shape[1:]), dtype="uint8")
-    for start in range(0, n, block):
-        chosen = rng.integers(0, len(pictures), min(block, n - start))
-        moved = np.roll(pictures[chosen], rng.integers(-4, 5, 2), (1, 2))
-        images[start : start + len(chosen)] = moved + np.roll(noise, rng.integers(len(noise)), 0)[: len(chosen)]
-        labels[start : start + len(chosen)] = own.labels[chosen]
-    images.flush()
+    chosen = rng.integers(0, len(pictures), max(1, CHUNK // pictures[0].nbytes))
+    images, labels = pictures[chosen], own.labels[chosen]
+    images += rng.integers(0, 128, images.shape, dtype="uint8")
+    begins = rng.integers(0, len(chosen), -(-n // len(chosen)))
+    with open(folder / "images.npy", "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *images.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)
+        for number, begin in enumerate(begins):
+            left = n - number * len(chosen)
+            for part in (images[begin:], images[:begin]):
+                file.write(part[:left].data)
+                left = max(0, left - len(part))
+    labels = np.concatenate([np.roll(labels, -begin) for begin in begins])[:n]
     np.save(folder / "labels.npy", labels)
     np.save(folder / "usage.npy", rng.choice(np.array(USAGES, "U11"), n, p=[0.8, 0.1, 0.1]))
     info = {
@@ -55,7 +57,7 @@ def write(folder, n, side, channels):
         "image_size": [side, side],
         "options": {"color": "grey" if channels == 1 else "rgb"},
         "class_names": list(own.class_names),
-        "fingerprint": f"big {shape}",
+        "fingerprint": f"big {n} {side} {channels}",
         "notes": [],
     }
     (folder / "dataset.json").write_text(json.dumps(info))

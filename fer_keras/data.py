@@ -197,6 +197,17 @@ def _join(arrays: Sequence[np.ndarray | Picked]) -> np.ndarray | Picked:
     return Picked(parts, np.concatenate(indices))
 
 
+def read_all(arrays: Sequence[np.ndarray | Picked]) -> np.ndarray:
+    """One set of images after the other in memory, which holds them once: they are read a part at a time."""
+    images, at = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype), 0
+    for each in arrays:
+        for start in range(0, len(each), 4096):
+            part = each[start : start + 4096]
+            images[at : at + len(part)] = part
+            at += len(part)
+    return images
+
+
 def free_memory() -> int:
     """How many bytes of the host's memory are free, or can be made so."""
     import psutil

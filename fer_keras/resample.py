@@ -267,16 +267,17 @@ def _combine(faces, parents, weight, kept):
     parents, weight = parents[added], weight[added]
     copied = parents[:, 0] == parents[:, 1]
     base = faces.take(np.concatenate([given, parents[:, 0]]))
-    images = base.images
+    made = {}
     if not copied.all():
-        images = np.array(images)
+        images, rows, usage = np.array(base.images), base.rows.copy(), base.usage.copy()
         images[len(given) :] = interpolate(faces.images, parents, weight)
-    rows, usage, all_parents, all_weight = base.rows.copy(), base.usage.copy(), base.parents.copy(), base.weight.copy()
-    rows[len(given) :] = np.where(copied, rows[len(given) :], -1)
-    usage[len(given) :] = np.where(copied, usage[len(given) :], "")
+        rows[len(given) :] = np.where(copied, rows[len(given) :], -1)
+        usage[len(given) :] = np.where(copied, usage[len(given) :], "")
+        made = {"images": images, "rows": rows, "usage": usage}
+    all_parents, all_weight = base.parents.copy(), base.weight.copy()
     all_parents[len(given) :] = faces.rows[parents]
     all_weight[len(given) :] = weight
-    return replace(base, images=images, rows=rows, usage=usage, parents=all_parents, weight=all_weight)
+    return replace(base, **made, parents=all_parents, weight=all_weight)
 
 
 def interpolate(images: np.ndarray, parents: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fer_keras import devices
 from fer_keras import precision as precisions
-from fer_keras.data import free_memory
+from fer_keras.data import free_memory, read_all
 
 with warnings.catch_warnings():  # about Jupyter widgets, which a bar of text does not need
     warnings.simplefilter("ignore")
@@ -461,9 +461,9 @@ def fit(
             network, augmentation, mixing = (devices.copy(layer) for layer in (model, augmentation, mixing))
             print(f"Each step is shared out among {len(several)} devices: {', '.join(several)}.")
         # Not kept here: the device has its copy.
-        trainer = Trainer(
-            network, augmentation, np.concatenate([train.images, validation.images]) if resident else None, mixing, ema
-        )
+        held = read_all([train.images, validation.images]) if resident else None
+        trainer = Trainer(network, augmentation, held, mixing, ema)
+        del held
         updates = build_optimizer(
             optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs, weight_decay, ema
         )
