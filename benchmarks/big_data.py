@@ -12,6 +12,7 @@ them, do not count as anonymous memory.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def measure(given):
     except Enough:
         pass
     rate = given.batch * given.steps / (times[-1] - times[1])
-    print(json.dumps([len(parts["train"]), memory.peak, before, times[1] - times[0], rate]))
+    print(json.dumps([len(parts["train"]), memory.peak, before, times[1] - times[0], rate]), flush=True)
+    os._exit(0)  # TensorFlow's threads still read batches ahead, and Python's own end may wait for them for ever
 
 
 def measured(given, folder, resampling="none", device_bytes=None):

@@ -41,8 +41,8 @@ SCHEDULES = ("constant", "cosine", "plateau")
 MONITORS = {"val_loss": "min", "val_accuracy": "max"}
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
-# The largest set of faces that is held in the device's memory, as every GPU has it, and not more than this share of the
-# host's that is free: it holds the set twice while it is handed over, and for good where it is itself the device.
+# The largest set of faces that is held in the device's memory: every GPU has so much. And at most this share of the
+# host's free memory, which holds the set twice while it is handed over, and for good where it is itself the device.
 DEVICE_BYTES, DEVICE_SHARE = 2**31, 1 / 8
 
 
@@ -341,7 +341,7 @@ def check(p) -> None:
     """
     choose("monitor", p.monitor, MONITORS)
     choose("class_weight", p.class_weight, CLASS_WEIGHTS)
-    choose("distribution", getattr(p, "distribution", "none"), devices.DISTRIBUTIONS)
+    choose("distribution", p.distribution, devices.DISTRIBUTIONS)
     if p.class_weight != "none" and any(getattr(p, name, None) for name in ("mixup", "cutmix", "mixing")):
         raise ValueError(
             "Mixed faces have no class of their own to weigh: `class_weight: balanced` goes without mixing."
@@ -414,7 +414,8 @@ def fit(
         checkpoint_seconds: least time between two checkpoints.
         key: identity of the run; a checkpoint with another one is not resumed.
         distribution: "none", or "auto" to share each step out among all devices, if there are several; see
-            `fer_keras.devices`. Their number must divide `batch_size`.
+            `fer_keras.devices`. Their number must divide `batch_size`; with `class_weight` the accuracy on the faces
+            that train is then weighted, too.
         device_bytes: largest set of faces to hold in the device's memory, by default 2 GiB, or an eighth of the host's
             free memory if that is less; a larger one streams from the host's memory or from a file that is mapped, in
             the same order and with equal results.
@@ -472,7 +473,7 @@ def fit(
         trainer.compile(
             optimizer=updates,
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
-            # Where faces weigh nothing because they fill a batch up, they must not be counted.
+            # Faces that fill a batch up weigh nothing, so they must not be counted.
             **{"weighted_metrics" if several else "metrics": [keras.metrics.CategoricalAccuracy(name="accuracy")]},
             # Measured on CPU: XLA makes TensorFlow's step slower and compiles for long. JAX has no other way.
             jit_compile="auto" if keras.backend.backend() == "jax" or keras.distribution.list_devices("gpu") else False,

@@ -106,6 +106,7 @@ def test_few_faces_of_a_map_are_copied(mixed, tmp_path):
     taken = mapped.take(np.arange(0, len(mapped), 2))
     assert type(taken.images) is np.ndarray
     assert type(data.concatenate([mapped, mapped]).images) is np.ndarray
+    np.testing.assert_array_equal(data.read_all([mapped.images, taken.images])[-len(taken) :], taken.images)
     assert mapped.take(slice(3, 90)).images.base is not None, "what follows one another is a view"
 
 
