@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from fer_keras import devices, run, split, train
+from fer_keras import augment, devices, run, split, train
 
 # A network without ties and jumps, so that rounding stays rounding; faces of noise, so that none are alike.
 START = """
@@ -64,7 +64,7 @@ def states(logs):
         apart.append([[int(part.numpy()[0]) for part in local(value)] for value in values])
 
 apart = []
-given = {"dropout": 0.5, "augmentation": {"flip": True, "noise": 8.0, "randaugment": 0.2}, "ema": 0.5}
+given = {"dropout": 0.5, "augmentation": {"flip": True, "noise": 8.0}, "ema": 0.5}
 kept = {"checkpoint": sys.argv[1], "checkpoint_seconds": 0, "key": "k"}
 whole = trained("auto", 96, **given)
 try:
@@ -118,6 +118,14 @@ def test_a_training_on_two_devices_goes_on_like_one_that_was_not_killed(on_two, 
 
 
 # --- One device -------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_an_augmentation_draws_the_same_random_numbers(faces):
+    layer = augment.online(flip=True, rotation=10.0, shift=2, noise=8.0, erasing=0.5, randaugment=0.2)
+    other, images = devices.copy(layer), faces.images[:8].astype("float32")
+    found, expected = (keras.ops.convert_to_numpy(each(images, training=True)) for each in (other, layer))
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, images)
 
 
 def test_on_one_device_auto_changes_nothing(faces):
