@@ -77,7 +77,7 @@ test: $(READY)
 
 test-jax: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[jax]'
-	KERAS_BACKEND=jax python -m pytest tests/test_model.py tests/test_augment.py tests/test_train.py tests/test_evaluate.py tests/test_explain.py
+	KERAS_BACKEND=jax python -m pytest tests/test_model.py tests/test_augment.py tests/test_train.py tests/test_devices.py tests/test_evaluate.py tests/test_explain.py
 
 test-app: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'

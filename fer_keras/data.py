@@ -40,7 +40,7 @@ class Faces:
     """Faces with their labels, and where each one comes from.
 
     Attributes:
-        images: uint8 (n, height, width, channels), 0–255; may be a read-only memory map.
+        images: uint8 (n, height, width, channels), 0–255; may be a read-only memory map, or `Picked` from some.
         labels: int64 (n,), indices into `class_names`.
         rows: int64 (n,), row in the source, from 0; −1 for a synthetic face.
         usage: str (n,), the source's own split ("Training", "PublicTest", "PrivateTest"; "" for a synthetic face).
@@ -89,12 +89,13 @@ class Faces:
     def take(self, indices: np.ndarray) -> "Faces":
         """The faces at these positions (integers or a boolean mask), in this order.
 
-        Faces that follow one another are not copied, so a part of a memory map stays on the disk.
+        Faces that follow one another are not copied, and of a large memory map none are: they stay on the disk.
         """
         indices = np.arange(len(self))[indices]
         if len(indices) and np.all(np.diff(indices) == 1):
             indices = slice(int(indices[0]), int(indices[-1]) + 1)
-        return replace(self, **{name: array[indices] for name, array in self.arrays().items()})
+        arrays = {name: array[indices] for name, array in self.arrays().items() if name != "images"}
+        return replace(self, images=pick(self.images, indices), **arrays)
 
     def class_counts(self) -> dict[str, int]:
         """Faces per class, by name."""
@@ -109,8 +110,112 @@ class Faces:
 
 def concatenate(parts: Sequence[Faces]) -> Faces:
     """One set of faces after the other; what else than arrays they have, all have from the first."""
-    names = parts[0].arrays()
-    return replace(parts[0], **{name: np.concatenate([part.arrays()[name] for part in parts]) for name in names})
+    names = [name for name in parts[0].arrays() if name != "images"]
+    arrays = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in names}
+    return replace(parts[0], images=_join([part.images for part in parts]), **arrays)
+
+
+# --- Images that are too many to copy --------------------------------------------------------------------------------
+
+# Of images on the disk so many bytes are copied into memory, and no more.
+COPIED = 2**28
+
+
+class Picked:
+    """Images picked from larger arrays, in any order: read from the disk when they are asked for, not when picked.
+
+    Stands where an array of images does: it has its `shape`, `dtype`, `nbytes` and length, and an index gives a plain
+    array of what it names. Only `np.asarray`, and what calls it, reads them all into memory.
+
+    Args:
+        parts: arrays of images of equal shape and type, or memory maps.
+        index: int (n,), a position for each image, counted through all parts.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], index: np.ndarray):
+        self.parts, self.index = tuple(parts), index
+        self._starts = np.cumsum([0, *map(len, self.parts)])
+        self.dtype, self.shape = parts[0].dtype, (len(index), *parts[0].shape[1:])
+        self.ndim, self.nbytes = len(self.shape), int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if first is Ellipsis:
+            return np.asarray(self)[key]
+        at = np.asarray(self.index[first])
+        images = self._read(at.ravel()).reshape(*at.shape, *self.shape[1:])
+        return images[(*[slice(None)] * at.ndim, *rest)] if rest else images
+
+    def __iter__(self):
+        for start in range(0, len(self), 1024):
+            yield from self[start : start + 1024]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def _read(self, at: np.ndarray) -> np.ndarray:
+        if len(self.parts) == 1:
+            return np.asarray(self.parts[0])[at]
+        images = np.empty((len(at), *self.shape[1:]), self.dtype)
+        part = np.searchsorted(self._starts, at, side="right") - 1
+        for number in np.unique(part):
+            here = part == number
+            images[here] = self.parts[number][at[here] - self._starts[number]]
+        return images
+
+
+def pick(images: np.ndarray | Picked, indices: np.ndarray | slice) -> np.ndarray | Picked:
+    """The images at these positions: of more than `COPIED` bytes on the disk, none are read.
+
+    Args:
+        images: an array, a memory map, or `Picked` from some.
+        indices: positions from 0, int (n,), or a slice, which of a memory map is one, too.
+    """
+    if isinstance(images, Picked):
+        picked = Picked(images.parts, images.index[indices])
+    elif isinstance(images, np.memmap) and not isinstance(indices, slice):
+        picked = Picked([images], indices)
+    else:
+        return images[indices]
+    return picked if picked.nbytes > COPIED else np.asarray(picked)
+
+
+def _join(arrays: Sequence[np.ndarray | Picked]) -> np.ndarray | Picked:
+    """One set of images after the other; where some are on the disk, and they are too many to copy, as `Picked`."""
+    mapped = any(isinstance(images, (np.memmap, Picked)) for images in arrays)
+    if not mapped or sum(images.nbytes for images in arrays) <= COPIED:
+        return np.concatenate(arrays)
+    parts, indices, start = [], [], 0
+    for images in arrays:
+        here, index = (images.parts, images.index) if isinstance(images, Picked) else ([images], np.arange(len(images)))
+        parts += here
+        indices.append(index + start)
+        start += sum(map(len, here))
+    return Picked(parts, np.concatenate(indices))
+
+
+def read_all(arrays: Sequence[np.ndarray | Picked]) -> np.ndarray:
+    """One set of images after the other in memory, which holds them once: they are read a part at a time."""
+    images, at = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype), 0
+    for each in arrays:
+        for start in range(0, len(each), 4096):
+            part = each[start : start + 4096]
+            images[at : at + len(part)] = part
+            at += len(part)
+    return images
+
+
+def free_memory() -> int:
+    """How many bytes of the host's memory are free, or can be made so."""
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+# --- FER2013 ----------------------------------------------------------------------------------------------------------
 
 
 def load_fer2013(path: str | Path, cache: bool = True) -> Faces:

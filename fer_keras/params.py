@@ -71,6 +71,7 @@ PARAMETERS = {
     "weight_decay": float,
     "ema": float,
     "precision": str,
+    "distribution": str,
     "deterministic": bool,
     "checkpoint_seconds": float,
     # augmentation
@@ -107,6 +108,9 @@ NAMES = ("suite", "sweep", "point")
 PATHS = ("data", "outputs", "ferplus_csv", "affectnet", "expw", "checkpoint")
 # They say where things are, not what a run does: changing them changes no result.
 LOCATIONS = (*PATHS, "retrain", "checkpoint_seconds")
+# They say what a training runs on. Several devices round otherwise than one, as two kinds of device do: it is the same
+# training, which also goes on from a checkpoint that another number of them left.
+HARDWARE = ("distribution",)
 # They say how a trained network is scored: changing them predicts anew and trains nothing.
 EVALUATION = ("tta",)
 

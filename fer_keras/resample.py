@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_range_finder
 from threadpoolctl import threadpool_limits
 
-from fer_keras.data import Faces
+from fer_keras.data import Faces, free_memory
 
 # Fewer points than these are searched by scikit-learn itself: it takes about as long.
 POINTS = 10_000
@@ -29,6 +29,8 @@ FEW_POINTS, MANY_ROWS, THREADS = 256, 2048, 2
 # Directions of the projection, points that they and the first guess are taken from, rows searched at a time (50 MB for
 # 50,000 points), and the most candidates of a row.
 DIRECTIONS, SAMPLE, ROWS, CANDIDATES = 256, 2048, 256, 2048
+# How many times the resampled set, in float32, is in memory at the same time.
+COPIES = 3
 
 
 class ExactNeighbors(NearestNeighbors):
@@ -236,10 +238,26 @@ def resample(faces: Faces, method: str, random_state: int = 0) -> Faces:
             f"SMOTE interpolates between a face and its five nearest of the same class, but {name} has only "
             f"{counts[counts > 0].min()} faces. Use more faces, or `resampling: ros`."
         )
-    pixels = None if method == "ros" else faces.images.reshape(len(faces), -1).astype("float32")
+    pixels = None if method == "ros" else _vectors(faces, int(counts.max()) * np.count_nonzero(counts))
     parents, weight, kept = RESAMPLERS[method](pixels, faces.labels, random_state)
     del pixels
     return _combine(faces, parents, weight, kept)
+
+
+def _vectors(faces, rows):
+    """The pixels as float32 (n, height · width · channels), if there is memory for what balances `rows` faces."""
+    size = int(np.prod(faces.images.shape[1:]))
+    if (needed := COPIES * 4 * rows * size) > (free := free_memory()):
+        raise ValueError(
+            f"SMOTE needs some {needed / 1e9:,.1f} GB of memory to balance these to {rows:,} faces, and "
+            f"{free / 1e9:,.1f} GB are free. Use `resampling: ros`, which draws rows and copies no pixels, or fewer "
+            "faces."
+        )
+    vectors = np.empty((len(faces), size), "float32")
+    for start in range(0, len(faces), 4096):  # bounded memory
+        part = slice(start, start + 4096)
+        vectors[part] = faces.images[part].reshape(-1, size)
+    return vectors
 
 
 def _combine(faces, parents, weight, kept):
@@ -249,14 +267,17 @@ def _combine(faces, parents, weight, kept):
     parents, weight = parents[added], weight[added]
     copied = parents[:, 0] == parents[:, 1]
     base = faces.take(np.concatenate([given, parents[:, 0]]))
-    images = np.array(base.images)
-    images[len(given) :] = interpolate(faces.images, parents, weight)
-    rows, usage, all_parents, all_weight = base.rows.copy(), base.usage.copy(), base.parents.copy(), base.weight.copy()
-    rows[len(given) :] = np.where(copied, rows[len(given) :], -1)
-    usage[len(given) :] = np.where(copied, usage[len(given) :], "")
+    made = {}
+    if not copied.all():
+        images, rows, usage = np.array(base.images), base.rows.copy(), base.usage.copy()
+        images[len(given) :] = interpolate(faces.images, parents, weight)
+        rows[len(given) :] = np.where(copied, rows[len(given) :], -1)
+        usage[len(given) :] = np.where(copied, usage[len(given) :], "")
+        made = {"images": images, "rows": rows, "usage": usage}
+    all_parents, all_weight = base.parents.copy(), base.weight.copy()
     all_parents[len(given) :] = faces.rows[parents]
     all_weight[len(given) :] = weight
-    return replace(base, images=images, rows=rows, usage=usage, parents=all_parents, weight=all_weight)
+    return replace(base, **made, parents=all_parents, weight=all_weight)
 
 
 def interpolate(images: np.ndarray, parents: np.ndarray, weight: np.ndarray) -> np.ndarray:

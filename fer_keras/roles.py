@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from fer_keras.augment import change
-from fer_keras.data import Faces
+from fer_keras.data import Faces, pick
 from fer_keras.resample import interpolate, resample
 from fer_keras.split import effective_protocol, split_clean, split_official, split_stratified
 
@@ -90,9 +90,11 @@ def rebuild(
         )
     position = np.full(faces.rows.max() + 2, -1)  # the last entry stands for row −1
     position[faces.rows] = np.arange(len(faces))
-    images = np.array(faces.images[np.where(rows >= 0, position[rows], 0)])
+    images = pick(faces.images, np.where(rows >= 0, position[rows], 0))
     synthetic = rows < 0
-    images[synthetic] = interpolate(faces.images, position[parents[synthetic]], weight[synthetic])
+    if synthetic.any():
+        images = np.array(images)
+        images[synthetic] = interpolate(faces.images, position[parents[synthetic]], weight[synthetic])
     if changes is not None:
         images = change(images, changes)
     usage = np.where(synthetic, "", faces.usage[position[rows]])

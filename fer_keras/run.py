@@ -30,12 +30,24 @@ import yaml
 from fer_keras import lock
 from fer_keras.data import Faces, concatenate
 from fer_keras.duplicates import CLEAN_SHA256, THRESHOLD
-from fer_keras.params import EVALUATION, LOCATIONS, NAMES, root
+from fer_keras.params import EVALUATION, HARDWARE, LOCATIONS, NAMES, root
 from fer_keras.split import effective_protocol
 from fer_keras.storage import file_hash, read_arrays, replacing, write_arrays, write_json, write_text
 
 # The code from data to trained weights: when it has changed since a run, the run is stale.
-TRAINING_MODULES = ("data", "source", "ferplus", "split", "resample", "augment", "roles", "steps", "model", "train")
+TRAINING_MODULES = (
+    "data",
+    "source",
+    "ferplus",
+    "split",
+    "resample",
+    "augment",
+    "roles",
+    "steps",
+    "model",
+    "train",
+    "devices",
+)
 # What a face can be, as `Faces.origin` says.
 ORIGINS = ("original", "copy", "synthetic")
 # What of the faces of a role is kept in `rows.npz`; the last only where faces were changed.
@@ -106,7 +118,7 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     effect: `baseline` and `tuned` are the same under `study` as under `official` (see `adopt`).
 
     Args:
-        params: resolved parameters; those that say where things are, or how to score, do not count.
+        params: resolved parameters; those that say where things are, on what to train, or how to score, do not count.
         fingerprint: of the faces, from `Faces.fingerprint`.
         ancestors: key of each run (or file) that this one starts from or averages, from `ancestor_keys`.
     """
@@ -121,7 +133,7 @@ def key_of(params: Mapping, fingerprint: str, ancestors: Mapping[str, str]) -> s
     counted = {
         name: value
         for name, value in sorted(params.items())
-        if name not in (*NAMES, *LOCATIONS, *EVALUATION)
+        if name not in (*NAMES, *LOCATIONS, *HARDWARE, *EVALUATION)
         and (value != USUAL[name] if name in USUAL else value and value != "none")
     }
     text = json.dumps([counted, fingerprint, dict(sorted(ancestors.items()))], sort_keys=True)

@@ -18,7 +18,7 @@ from fer_keras import params, run, source, storage
 
 # The notebook that runs an experiment, told by the parameters that only one of them has.
 TRAIN, ENSEMBLE, PYTORCH = (f"notebooks/{name}.ipynb" for name in ("train", "ensemble", "pytorch"))
-# A grid does not vary them: they say which run it is and where, or give it other faces to be scored on.
+# A grid does not vary them: they say which run it is, where and on what, or give it other faces to be scored on.
 NOT_VARIED = (
     "experiment",
     *params.NAMES,
@@ -26,6 +26,7 @@ NOT_VARIED = (
     "protocol",
     *source.PARAMETERS,
     *params.LOCATIONS,
+    *params.HARDWARE,
     *params.SUITE_ONLY,
 )
 # In a point's name: first these, then the others in the order of `params.PARAMETERS`.

@@ -21,7 +21,9 @@ import pandas as pd
 from keras import callbacks, ops, optimizers
 from tqdm import tqdm
 
+from fer_keras import devices
 from fer_keras import precision as precisions
+from fer_keras.data import free_memory, read_all
 
 with warnings.catch_warnings():  # about Jupyter widgets, which a bar of text does not need
     warnings.simplefilter("ignore")
@@ -39,6 +41,9 @@ SCHEDULES = ("constant", "cosine", "plateau")
 MONITORS = {"val_loss": "min", "val_accuracy": "max"}
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
+# The largest set of faces that is held in the device's memory: every GPU has so much. And at most this share of the
+# host's free memory, which holds the set twice while it is handed over, and for good where it is itself the device.
+DEVICE_BYTES, DEVICE_SHARE = 2**31, 1 / 8
 
 
 def choose(name, value, choices):
@@ -131,23 +136,36 @@ class Rows(keras.utils.PyDataset):
     """Batches of row indices (or, for a set too large for the device, of faces), in an order derived from the epoch.
 
     Labels are one-hot, or the distributions of `targets`, or, with `drawn`, classes drawn from these in every epoch.
-    Those that are to be mixed with the faces go with them.
+    Those that are to be mixed with the faces go with them. The last batch is filled up with the first faces, if `parts`
+    devices could not share it equally; with `weighs`, those count nothing, otherwise twice.
     """
 
     def __init__(
-        self, faces, num_classes, batch_size, first=0, resident=True, class_weight=None, drawn=False, mixed=False
+        self,
+        faces,
+        num_classes,
+        batch_size,
+        first=0,
+        resident=True,
+        class_weight=None,
+        drawn=False,
+        mixed=False,
+        parts=1,
+        weighs=False,
     ):
         super().__init__()
         self.labels, self.targets = faces.labels, faces.targets
         self.num_classes, self.batch_size, self.first = num_classes, batch_size, first
         self.images = None if resident else faces.images
         self.class_weight, self.drawn, self.mixed = class_weight, drawn, mixed
-        self.order = np.arange(len(self.labels))
+        self.filled = len(self.labels) + -len(self.labels) % parts
+        self.order = np.resize(np.arange(len(self.labels)), self.filled)
+        self.weights = np.arange(self.filled) < len(self.labels) if weighs else None
 
     def shuffle(self, seed, epoch):
         """Take the order of this epoch. Called by a callback: Keras calls `on_epoch_end` at other moments, too."""
         rng = np.random.default_rng([seed, epoch])
-        self.order = rng.permutation(len(self.labels))
+        self.order = np.resize(rng.permutation(len(self.labels)), self.filled)
         if self.drawn and self.targets is not None:
             shares = np.cumsum(self.targets, axis=1, dtype="float64")
             self.labels = (rng.random((len(shares), 1)) * shares[:, -1:] >= shares).sum(axis=1)
@@ -156,13 +174,16 @@ class Rows(keras.utils.PyDataset):
         return -(-len(self.labels) // self.batch_size)
 
     def __getitem__(self, index):
-        at = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        places = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        at = self.order[places]
         x = (at + self.first).astype("int32") if self.images is None else self.images[at]
         if self.targets is None or self.drawn:
             y = np.eye(self.num_classes, dtype="float32")[self.labels[at]]
         else:
             y = self.targets[at]
         x = {"faces": x, "labels": y} if self.mixed else x
+        if self.weights is not None:  # so that their mean over all that are given is the mean over the faces
+            return x, y, (self.weights[places] * (self.filled / len(self.labels))).astype("float32")
         return (x, y) if self.class_weight is None else (x, y, self.class_weight[self.labels[at]])
 
 
@@ -320,6 +341,7 @@ def check(p) -> None:
     """
     choose("monitor", p.monitor, MONITORS)
     choose("class_weight", p.class_weight, CLASS_WEIGHTS)
+    choose("distribution", p.distribution, devices.DISTRIBUTIONS)
     if p.class_weight != "none" and any(getattr(p, name, None) for name in ("mixup", "cutmix", "mixing")):
         raise ValueError(
             "Mixed faces have no class of their own to weigh: `class_weight: balanced` goes without mixing."
@@ -361,7 +383,8 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60,
     key: str = "",
-    device_bytes: int = 2**31,
+    distribution: str = "none",
+    device_bytes: int | None = None,
     extra_callbacks: Sequence[callbacks.Callback] = (),
 ) -> pd.DataFrame:
     """Train `model` in place, and leave it with the weights of its best epoch on the validation faces.
@@ -390,7 +413,12 @@ def fit(
         checkpoint: file that makes the training resumable; removed by the caller when the run is complete.
         checkpoint_seconds: least time between two checkpoints.
         key: identity of the run; a checkpoint with another one is not resumed.
-        device_bytes: largest set of faces to hold in the device's memory; a larger one streams from the host's.
+        distribution: "none", or "auto" to share each step out among all devices, if there are several; see
+            `fer_keras.devices`. Their number must divide `batch_size`; with `class_weight` the accuracy on the faces
+            that train is then weighted, too.
+        device_bytes: largest set of faces to hold in the device's memory, by default 2 GiB, or an eighth of the host's
+            free memory if that is less; a larger one streams from the host's memory or from a file that is mapped, in
+            the same order and with equal results.
         extra_callbacks: Keras callbacks, called after the checkpoint of an epoch is written; a resumed training calls
             them for the epochs that it trains.
 
@@ -403,6 +431,8 @@ def fit(
     check(SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("train", "validation")}))
     if not len(train) or not len(validation):
         raise ValueError(f"Training needs faces. Received: {len(train)} to train, {len(validation)} to validate")
+    several = devices.chosen(distribution)
+    devices.check(several, batch_size)
 
     num_classes = model.output_shape[-1]
     stop = callbacks.EarlyStopping(
@@ -416,55 +446,71 @@ def fit(
     saver = Checkpoint(checkpoint, key, remembering, checkpoint_seconds) if checkpoint else None
     done = saver.read() if saver else 0
 
+    if device_bytes is None:
+        device_bytes = min(DEVICE_BYTES, int(DEVICE_SHARE * free_memory()))
     resident = train.images.nbytes + validation.images.nbytes <= device_bytes
-    shared = {"num_classes": num_classes, "batch_size": batch_size, "resident": resident}
+    shared = {"num_classes": num_classes, "batch_size": batch_size, "resident": resident, "parts": len(several) or 1}
     soft = train.labels if train.targets is None else train.targets
     weights = balanced_class_weight(soft, num_classes) if class_weight == "balanced" else None
     rows = Rows(train, class_weight=weights, drawn=draw_labels, mixed=mixing is not None, **shared)
     order = callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: rows.shuffle(seed, epoch))
-    scored = Rows(validation, first=len(train), **shared)
+    scored = Rows(validation, first=len(train), weighs=bool(several), **shared)
 
-    # Not kept here: the device has its copy.
-    trainer = Trainer(
-        model, augmentation, np.concatenate([train.images, validation.images]) if resident else None, mixing, ema
-    )
-    updates = build_optimizer(optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs, weight_decay, ema)
-    if weight_decay:
-        updates.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) == 1])
-    trainer.compile(
-        optimizer=updates,
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
-        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-        # Measured on CPU: XLA makes TensorFlow's step slower and compiles for long. JAX has no other way.
-        jit_compile="auto" if keras.backend.backend() == "jax" or keras.distribution.list_devices("gpu") else False,
-    )
-    trainer.build((None,))
-    trainer.optimizer.build(trainer.trainable_variables)
-
-    if done >= epochs or (done and saver.note["callbacks"][0]["stopped_epoch"]):
-        saver.set_model(trainer)
-        saver.on_train_begin()
-        stop.set_model(trainer)
-        stop.on_train_end()
-        return pd.DataFrame(saver.history)
-    swap = []
-    if ema:
-        swap.append(
-            callbacks.LambdaCallback(on_test_begin=lambda logs: trainer.swap(), on_test_end=lambda logs: trainer.swap())
+    with devices.scope(several):
+        network = model
+        if several:
+            network, augmentation, mixing = (devices.copy(layer) for layer in (model, augmentation, mixing))
+            print(f"Each step is shared out among {len(several)} devices: {', '.join(several)}.")
+        # Not kept here: the device has its copy.
+        held = read_all([train.images, validation.images]) if resident else None
+        trainer = Trainer(network, augmentation, held, mixing, ema)
+        del held
+        updates = build_optimizer(
+            optimizer, learning_rate, schedule, epochs, len(rows), warmup_epochs, weight_decay, ema
         )
-    bar = TqdmCallback(epochs=epochs, verbose=0, tqdm_class=_bar())
-    result = trainer.fit(
-        rows,
-        validation_data=scored,
-        initial_epoch=done,
-        epochs=epochs,
-        shuffle=False,  # of whole batches, by Python's random state, which a resumed process does not have
-        verbose=0,
-        callbacks=[order, *swap, *remembering, *([saver] if saver else []), *extra_callbacks, bar],
-    )
+        if weight_decay:
+            updates.exclude_from_weight_decay([v for v in network.trainable_variables if len(v.shape) == 1])
+        trainer.compile(
+            optimizer=updates,
+            loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+            # Faces that fill a batch up weigh nothing, so they must not be counted.
+            **{"weighted_metrics" if several else "metrics": [keras.metrics.CategoricalAccuracy(name="accuracy")]},
+            # Measured on CPU: XLA makes TensorFlow's step slower and compiles for long. JAX has no other way.
+            jit_compile="auto" if keras.backend.backend() == "jax" or keras.distribution.list_devices("gpu") else False,
+        )
+        trainer.build((None,))
+        trainer.optimizer.build(trainer.trainable_variables)
+
+        if several and keras.backend.backend() == "tensorflow":
+            trainer.test_on_batch(*scored[0])  # makes the metrics' variables, which a step on several devices cannot
+        if done >= epochs or (done and saver.note["callbacks"][0]["stopped_epoch"]):
+            saver.set_model(trainer)
+            saver.on_train_begin()
+            stop.set_model(trainer)
+            stop.on_train_end()
+        else:
+            before = [order]
+            if ema:
+                swap = {"on_test_begin": lambda logs: trainer.swap(), "on_test_end": lambda logs: trainer.swap()}
+                before.append(callbacks.LambdaCallback(**swap))
+            after = [saver] if saver else []
+            if several and keras.backend.backend() == "tensorflow":
+                after.append(devices.OwnRandomNumbers())  # from what the checkpoint holds
+            bar = TqdmCallback(epochs=epochs, verbose=0, tqdm_class=_bar())
+            trainer.fit(
+                rows,
+                validation_data=scored,
+                initial_epoch=done,
+                epochs=epochs,
+                shuffle=False,  # of whole batches, by Python's random state, which a resumed process does not have
+                verbose=0,
+                callbacks=[*before, *remembering, *after, *extra_callbacks, bar],
+            )
+    if several:
+        model.set_weights(network.get_weights())
     if saver:
         return pd.DataFrame(saver.history)
-    return pd.DataFrame(result.history).rename_axis("epoch").rename(index=lambda i: i + 1).reset_index()
+    return pd.DataFrame(trainer.history.history).rename_axis("epoch").rename(index=lambda i: i + 1).reset_index()
 
 
 def _bar():

@@ -11,7 +11,7 @@ import pytest
 
 from fer_keras import data, evaluate, lock, model, resample, roles, run, source, split, storage
 from fer_keras.data import CLASS_NAMES
-from fer_keras.params import EVALUATION, LOCATIONS, NAMES, PARAMETERS
+from fer_keras.params import EVALUATION, HARDWARE, LOCATIONS, NAMES, PARAMETERS
 
 PARAMS = {
     "experiment": "tuned",
@@ -60,7 +60,7 @@ def assert_same_faces(found, expected):
 def test_the_key_changes_with_every_parameter_that_changes_weights(name):
     values = {"protocol": ("official", "clean"), "resampling": ("ros", "smote")}.get(name, ("one", "two"))
     keys = {run.key_of(PARAMS | {"protocol": "study", name: value}, "f", {}) for value in values}
-    assert len(keys) == (1 if name in (*NAMES, *LOCATIONS, *EVALUATION) else 2)
+    assert len(keys) == (1 if name in (*NAMES, *LOCATIONS, *HARDWARE, *EVALUATION) else 2)
 
 
 def test_without_resampling_the_study_and_the_official_split_are_one_training():
