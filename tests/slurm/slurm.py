@@ -31,7 +31,7 @@ CONTROL, NODES = "control", ("n1", "n2")
 PROGRAMS = ("unshare", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
 INSIDE = "FER_KERAS_SLURM_TEST"
 # Seconds after which something that should happen has not.
-PATIENCE = 240
+PATIENCE = 300
 # The test's cluster has no accounting, and is in a hurry.
 OF_THE_CLUSTER = ["--slurm-status-command=squeue", "--default-resources", "slurm_partition=main"]
 HURRY = ["--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2"]
