@@ -206,10 +206,11 @@ def folder_of(project: Path, name: str) -> Path:
 
 
 def writer(project: Path, name: str) -> dict:
-    """The note of the process that writes a run, {} if there is none."""
+    """The note of the kernel that writes a run, {} if there is none that lives."""
     from fer_keras import lock
 
-    return lock.holder(folder_of(project, name)) or {}
+    note = lock.holder(folder_of(project, name)) or {}
+    return note if note.get("pid") in [kernel.pid for kernel in kernels()] else {}
 
 
 def check_equal(project: Path, local: Path) -> None:
@@ -257,7 +258,7 @@ def both_nodes(parent: Path, local: Path) -> None:
     print(f"     {nodes}; equal to a local call; {time.monotonic() - began:.0f} s", flush=True)
 
 
-def interrupted(parent: Path, local: Path) -> Path:
+def interrupted(parent: Path) -> None:
     """Ctrl-C cancels the jobs, and nobody goes on writing."""
     project = new_project(parent, "interrupted")
     process = submit(project, *WITHOUT_PAGES)
@@ -271,11 +272,11 @@ def interrupted(parent: Path, local: Path) -> Path:
         raise Broken(f"No job was cancelled: {jobs()}")
     wait(lambda: not kernels(), "end of the kernels")
     print(f"     Ctrl-C: the jobs are {' and '.join(sorted(states)).lower()}, and no kernel is left", flush=True)
-    return project
 
 
-def killed(project: Path, local: Path) -> None:
+def killed(parent: Path, local: Path) -> None:
     """kill -9 of the one who submits: the same command waits for the jobs that live on, and trains nothing twice."""
+    project = new_project(parent, "killed")
     process = submit(project, *WITHOUT_PAGES)
     name = wait(lambda: [name for name in RUNS if writer(project, name)], "run", process)[0]
     note = writer(project, name)
@@ -340,7 +341,8 @@ def main() -> int:
         print(f"     a local call: {time.monotonic() - began:.0f} s", flush=True)
         with cluster(parent / "cluster"):
             both_nodes(parent, local)
-            killed(interrupted(parent, local), local)
+            interrupted(parent)
+            killed(parent, local)
     except Broken as error:
         print(f"BROKEN: {error}", file=sys.stderr)
         return 1
