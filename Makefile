@@ -2,6 +2,7 @@
 # make test     the tests
 # make report   the same on real faces: make report DATA=/path/to/fer2013.csv SUITE=official
 #               FERPLUS=, AFFECTNET=, EXPW=, CHECKPOINT= give the paths that some runs need
+#               CLUSTER=slurm makes each run a job of a cluster, here and below: docs/clusters.md
 # make worth    the three protocols side by side: make worth DATA=/path/to/fer2013.csv SIZE=cpu (on a GPU without SIZE)
 #               FERPLUS=/path/to/fer2013new.csv adds a second opinion on the labels
 # make tune     a sweep over optimizers, regularizers and schedules: make tune DATA=/path/to/fer2013.csv SUITE=official-cpu SWEEP=tuning
@@ -16,12 +17,14 @@ SUITE ?= official
 SIZE ?=
 SWEEP ?= tuning
 SEARCH ?= tuning
+CLUSTER ?=
 comma := ,
 space := $(subst ,, )
 VENV := .venv
 BIN := $(VENV)/bin
 # The programs that Snakemake and the notebooks call are the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+SNAKEMAKE := snakemake$(if $(CLUSTER), --workflow-profile profiles/$(CLUSTER))
 READY := $(VENV)/.ready-$(BACKEND)
 
 # Paths that the command line gives, absolute, since notebooks and Snakemake may run elsewhere; `drawn` is none.
@@ -30,13 +33,14 @@ lower = $(shell echo $(1) | tr A-Z a-z)
 PLACES = $(foreach name,$(GIVEN),$(call lower,$(name))="$(if $(filter drawn,$($(name))),drawn,$$(realpath "$($(name))"))")
 CHECK_PLACES = @$(foreach name,$(GIVEN),test "$($(name))" = drawn || test -e "$($(name))" || { echo "There is no file or folder $($(name))"; exit 2; };)
 
-.PHONY: help install demo test test-jax test-app test-kill report worth tune search audit lint pictures benchmarks clean
+.PHONY: help install demo test test-jax test-app test-kill test-slurm report worth tune search audit lint pictures benchmarks clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo "make install  the environment in .venv; BACKEND=gpu for CUDA (default: cpu), PYTHON=python3.12 for another Python"
 	@echo "make test-jax  the tests of model, training, evaluation and maps on JAX"
 	@echo "make test-kill  runs killed at random moments, a full disk, read-only outputs: nothing may be lost; half an hour"
+	@echo "make test-slurm  a suite on a Slurm of two nodes on this machine; root and Debian's slurm-wlm and munge, else skipped"
 	@echo "make audit    known vulnerabilities of what is installed, by pip-audit"
 	@echo "make lint     ruff on code and notebooks"
 
@@ -49,22 +53,22 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	snakemake --config suite=demo
+	$(SNAKEMAKE) --config suite=demo
 
 report: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make report DATA=/path/to/fer2013.csv SUITE=$(SUITE)"; exit 2; }
 	$(CHECK_PLACES)
-	snakemake --config suite=$(SUITE) $(PLACES)
+	$(SNAKEMAKE) --config suite=$(SUITE) $(PLACES)
 
 worth: $(READY)
 	@test -n "$(DATA)" || { echo "Say where the faces are: make worth DATA=/path/to/fer2013.csv SIZE=$(SIZE)"; exit 2; }
 	$(CHECK_PLACES)
-	snakemake --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) $(PLACES)
+	$(SNAKEMAKE) --config suite=$(subst $(space),$(comma),$(foreach name,official clean study,$(name)$(addprefix -,$(SIZE)))) $(PLACES)
 
 # Of a suite on drawn faces, DATA is not needed.
 tune: $(READY)
 	$(CHECK_PLACES)
-	snakemake --config suite=$(SUITE) sweep=$(SWEEP) $(PLACES)
+	$(SNAKEMAKE) --config suite=$(SUITE) sweep=$(SWEEP) $(PLACES)
 
 search: $(READY)
 	$(CHECK_PLACES)
@@ -85,6 +89,11 @@ test-app: $(READY)
 
 test-kill: $(READY)
 	python tests/kill/kill.py
+
+test-slurm: $(READY)
+	python -m pip install --quiet --disable-pip-version-check --editable '.[slurm,kubernetes]'
+	python -m pytest tests/test_profiles.py
+	python tests/slurm/slurm.py
 
 audit: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'

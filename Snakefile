@@ -4,14 +4,16 @@ The graph comes from the params files: a run waits for the one that it starts fr
 report for all. What reruns is decided by each run's key alone (profiles/default): it changes with the resolved
 parameters, the faces, and the keys of the runs before it, never with a file's date or the code. Several suites also get
 a page that puts them side by side. A run whose path is not given, such as `affectnet=PATH`, is left out. With `sweep=tuning` the points of params/sweeps/tuning.yaml run in place of a suite's
-experiments, by the same rule, and then the page that compares them.
+experiments, by the same rule, and then the page that compares them. With `--workflow-profile
+profiles/slurm` each run is a job of a cluster (docs/clusters.md), which is asked for what `fer_keras.cost` estimates;
+`gflops=2000` says how fast its GPUs are.
 """
 
 import re
 import shlex
 from pathlib import Path
 
-from fer_keras import lock, progress, run
+from fer_keras import cost, lock, progress, run
 from fer_keras import suite as suites
 from fer_keras.params import PATHS
 
@@ -45,11 +47,29 @@ if SWEEP:
     REPORTS = [f"{OUTPUTS}/{name}/{SWEEP}/report.html" for name in SUITES]
 # Where things are is told to every notebook, which takes what it needs; a file of parameters may say it, too.
 GIVEN = {name: job.params[name] for job in JOBS.values() for name in PATHS if job.params.get(name)} | GIVEN
+try:
+    GFLOPS = float(config.get("gflops", cost.GFLOPS))
+    cost.resources(FIRST.params, GFLOPS)
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
 if workflow.is_main_process and not workflow.dryrun:
     lock.only_snakemake()
+# Pods share no file system, as Snakemake sees them (profiles/kubernetes): what it knows of goes through a store, which is
+# a folder on a volume that all of them mount. There each run has its folder, with what Snakemake does not know of.
+STORE = workflow.storage_settings.default_storage_prefix
+RESULTS = f"{STORE}/{OUTPUTS}" if STORE else OUTPUTS
+if STORE:
+    GIVEN["outputs"] = RESULTS
+FOUND = "{RESULTS:q}/{wildcards.suite}/{wildcards.experiment:q}/seed-{wildcards.seed}/metrics.json"
 PLACES = " ".join(f"-p {name} {shlex.quote(path)}" for name, path in GIVEN.items())
 # As many runs at a time as there are GPUs to share out, each with its part of the cores.
 RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
+# On a cluster the profile says how many cores a run takes (set-threads), as its nodes, which read this file again, may
+# have others than this machine.
+CORES = None if workflow.remote_exec else workflow.global_resources["_cores"].value
+THREADS = max(1, CORES // max(1, RUNS)) if CORES else 1
+# What a cluster is asked for to make a page.
+PAGE = {"mem_mb": 8000, "runtime": 60}
 # How a notebook is executed and rendered; what papermill says is kept when it fails. A run waits for a process that an
 # earlier command left behind.
 EXECUTED = (
@@ -57,7 +77,7 @@ EXECUTED = (
     ' && fer-keras render {notebook}) > "$said" 2>&1 && rm -f "$said"'
 )
 # The pages about a suite and about a sweep.
-OF_SUITE = EXECUTED.replace("{given}", "-p suite {suite} -p data {{DATA:q}} -p outputs {{OUTPUTS:q}} {more}")
+OF_SUITE = EXECUTED.replace("{given}", "-p suite {suite} -p data {{DATA:q}} -p outputs {{RESULTS:q}} {more}")
 TUNING = OF_SUITE.replace("{name}", "notebooks/tuning.ipynb").replace("{more}", f"-p sweep {SWEEP}")
 
 
@@ -101,13 +121,17 @@ rule train_or_average:
         fits=lambda w: run.state(job(w).folder, job(w).key) != "other parameters",
         given=lambda w: job(w).encoded(),
         notebook=lambda w: job(w).notebook,
-    threads: max(1, workflow.cores // max(1, RUNS))
+    threads: THREADS
     resources:
         gpu=1,
+        mem_mb=lambda w: cost.resources(job(w).params, GFLOPS)["mem_mb"],
+        runtime=lambda w: cost.resources(job(w).params, GFLOPS)["runtime"],
     shell:
         EXECUTED.format(
             name="{params.notebook}", notebook="{log:q}", given="--parameters_base64 {params.given} {PLACES}"
         )
+        # Snakemake looks for the results where it put the notebook; in a store that is not the run's folder.
+        + f" && (test {FOUND} -ef {{output[0]:q}} || cp {FOUND} {{output[0]:q}})"
 
 
 rule summary:
@@ -124,6 +148,8 @@ rule summary:
     params:
         after=lambda w: sorted(job.key for (suite, *_), job in JOBS.items() if suite == w.suite),
         more=f"-p drawn_faces {FIRST.params['drawn_faces']}",
+    resources:
+        **PAGE,
     shell:
         OF_SUITE.format(
             name="notebooks/{wildcards.notebook}.ipynb", notebook="{log:q}", suite="{wildcards.suite}", more="{params.more}"
@@ -142,11 +168,13 @@ rule worth:
         suites=f"suites: [{', '.join(SUITES)}]",
         more=f"-p drawn_faces {FIRST.params['drawn_faces']}",
         ferplus=["-p", "ferplus_csv", config["ferplus_csv"]] if config.get("ferplus_csv") else [],
+    resources:
+        **PAGE,
     shell:
         EXECUTED.format(
             name="notebooks/worth.ipynb",
             notebook="{log:q}",
-            given="-y {params.suites:q} {params.ferplus:q} -p data {DATA:q} -p outputs {OUTPUTS:q} {params.more}",
+            given="-y {params.suites:q} {params.ferplus:q} -p data {DATA:q} -p outputs {RESULTS:q} {params.more}",
         )
 
 
@@ -161,6 +189,8 @@ rule tuning:
         sweep=re.escape(SWEEP) or "(?!)",
     params:
         after=lambda w: sorted(job.key for (suite, *_), job in JOBS.items() if suite == w.suite),
+    resources:
+        **PAGE,
     shell:
         TUNING.format(suite="{wildcards.suite}", notebook="{log:q}")
 
@@ -175,7 +205,7 @@ onstart:
         if handler.name == "DefaultStreamHandler" and not workflow.output_settings.verbose:
             handler.addFilter(progress.matters)
     planned = [each.wildcards for each in workflow.dag.needrun_jobs() if each.rule.name == progress.RULE]
-    LINES.append(progress.Lines(JOBS, [(w.suite, w.experiment, int(w.seed)) for w in planned]))
+    LINES.append(progress.Lines(JOBS, [(w.suite, w.experiment, int(w.seed)) for w in planned], queued=workflow.non_local_exec))
     logger.addHandler(LINES[0])
 
 

@@ -36,22 +36,6 @@ def fast_bfloat16():
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def operations(side, width):
-    """Operations of a training step for one image: multiplications and additions of layers with kernels.
-
-    Three times those of the forward pass, since the backward pass has a product for the inputs and one for the kernels;
-    but the first layer needs none for its inputs.
-    """
-    products, channels = [], 1
-    for filters in FILTERS:
-        filters = max(1, round(filters * width))
-        products += [side**2 * 9 * channels * filters, side**2 * 9 * filters**2]
-        side, channels = side // 2, filters
-    units = max(1, round(UNITS * width))
-    products += [side**2 * channels * units, units**2, units * CLASSES]
-    return 2 * (3 * sum(products) - products[0])
-
-
 def rate(step, repeat):
     """Faces or operations a second from the median of some calls, after two to warm up."""
     taken = []
@@ -225,6 +209,8 @@ def main():
     if given.measure:
         print(json.dumps(list(map(float, measure(*given.measure, given.width, given.batch, given.steps)))))
         return
+    from fer_keras.cost import operations  # here: an environment with PyTorch alone measures, too
+
     pythons = {"keras-tensorflow": sys.executable, "keras-jax": given.jax_python}
     pythons |= {"keras-tensorflow-plain": sys.executable} | dict.fromkeys(WAYS[3:], given.torch_python)
     for way in given.ways:

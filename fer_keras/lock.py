@@ -258,6 +258,7 @@ def _write(file: int, note: dict) -> None:
     os.lseek(file, 0, os.SEEK_SET)
     os.write(file, data)
     os.ftruncate(file, len(data))
+    os.fsync(file)  # over NFS nobody else sees it before
 
 
 def _read(path: Path) -> dict:

@@ -1,7 +1,8 @@
 """`precision: auto`: bfloat16 where this machine computes it fast, float32 elsewhere.
 
 `fer_keras.params` asks here before a run has a key, so that the key, the run's folder and its report name what was
-chosen, never "auto": two machines that choose differently make two different runs.
+chosen, never "auto": two machines that choose differently make two different runs. The processes that this one starts,
+on other hosts of a cluster, too, choose as it did: they find it in the environment, where you may say it, as well.
 """
 
 import functools
@@ -13,6 +14,8 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 # What Linux calls the instructions that multiply matrices of bfloat16, the fastest first.
 FLAGS = ("amx_bf16", "avx512_bf16")
+# What "auto" is, where somebody has said it.
+CHOSEN, CHOICES = "FER_KERAS_PRECISION", ("mixed_bfloat16", "float32")
 # The first NVIDIA GPUs with them have this compute capability.
 CAPABILITY = 8.0
 
@@ -24,7 +27,12 @@ def resolve(precision: str) -> str:
 
 @functools.cache
 def _choose() -> str:
+    if (chosen := os.environ.get(CHOSEN)) is not None:
+        if chosen not in CHOICES:
+            raise ValueError(f"The environment's {CHOSEN} must be {' or '.join(CHOICES)}. Received: {chosen!r}")
+        return chosen
     chosen, why = fastest()
+    os.environ[CHOSEN] = chosen
     print(f"precision: auto is {chosen} here: {why}.", file=sys.stderr)  # once, however many runs ask
     return chosen
 

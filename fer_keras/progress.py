@@ -72,11 +72,15 @@ class Lines(logging.Handler):
         jobs: the runs by (suite, experiment, seed), each after those it needs.
         planned: of these, the runs to be made now.
         tell: called with each line; prints it by default.
+        queued: Snakemake's jobs are a cluster's, which starts them when it can: a run is running when its process has
+            taken its folder. No line comes then for each that is handed over.
     """
 
-    def __init__(self, jobs: Mapping[tuple[str, str, int], Job], planned: Iterable[tuple], tell=None):
+    def __init__(
+        self, jobs: Mapping[tuple[str, str, int], Job], planned: Iterable[tuple], tell=None, queued: bool = False
+    ):
         super().__init__()
-        self.jobs, self.tell = jobs, tell or partial(print, flush=True)
+        self.jobs, self.tell, self.queued = jobs, tell or partial(print, flush=True), queued
         self.waiting = dict.fromkeys(planned)
         self.before = len(jobs) - len(self.waiting)
         self.running: dict[int, tuple] = {}  # by Snakemake's number of the job
@@ -96,7 +100,8 @@ class Lines(logging.Handler):
             place = (record.wildcards["suite"], record.wildcards["experiment"], int(record.wildcards["seed"]))
             self.waiting.pop(place, None)
             self.running[record.jobid] = place
-            self.show()
+            if not self.queued:
+                self.show()
         elif event == "job_finished" and record.job_id in self.running:
             self.finished.append(self.running.pop(record.job_id))
             self.show()
@@ -125,9 +130,12 @@ class Lines(logging.Handler):
         """How many runs are done, which are running and how far, how many failed, and the time left."""
         notes = {place: lock.holder(self.jobs[place].folder) or {} for place in self.running.values()}
         parts = [f"{self.before + len(self.finished)} of {len(self.jobs)} runs done"]
-        if notes:
-            names = [f"{name_of(place, self.jobs)}{_epoch(note)}" for place, note in list(notes.items())[:4]]
-            parts.append(f"{len(notes)} running ({'; '.join(names)}{'; …' if len(notes) > 4 else ''})")
+        running = {place: note for place, note in notes.items() if note or not self.queued}
+        if running:
+            names = [f"{name_of(place, self.jobs)}{_epoch(note)}" for place, note in list(running.items())[:4]]
+            parts.append(f"{len(running)} running ({'; '.join(names)}{'; …' if len(running) > 4 else ''})")
+        if len(running) < len(notes):
+            parts.append(f"{len(notes) - len(running)} queued or starting")
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         left = self._seconds_left(notes)
@@ -150,7 +158,7 @@ class Lines(logging.Handler):
             self.show()
 
 
-KILLED = "it ended without an error of its own: killed, or out of memory"
+KILLED = "it ended without an error of its own: killed, or out of memory or of time"
 
 
 def summary(jobs: Mapping[tuple[str, str, int], Job], failed: Iterable[tuple], pages: Iterable[Path] = ()) -> str:

@@ -13,8 +13,9 @@ OLD = "flags\t\t: fpu sse2 avx2\nbugs\t\t: none that bf16 has\n"
 def machine(tmp_path, monkeypatch):
     """Makes this machine one with another processor and other GPUs."""
     precision._choose.cache_clear()
-    for name in ("CUDA_VISIBLE_DEVICES", "KERAS_BACKEND"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "KERAS_BACKEND", precision.CHOSEN):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile does not stay
+        monkeypatch.delenv(name)
 
     def make(cpuinfo=OLD, gpus=None):
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -49,6 +50,21 @@ def test_auto_is_what_the_machine_computes_fast_and_says_so_once(machine, capsys
         assert params.resolve(defaults, suite={"precision": "auto"})["precision"] == chosen
     said = capsys.readouterr().err
     assert said.count(f"precision: auto is {chosen} here: ") == 1 and why in said
+
+
+def test_other_hosts_choose_as_the_one_that_started_them(machine, monkeypatch, capsys):
+    machine(gpus="9.0")
+    assert precision.resolve("auto") == "mixed_bfloat16"
+    capsys.readouterr()
+    machine(gpus="7.5")
+    precision._choose.cache_clear()
+    assert precision.resolve("auto") == "mixed_bfloat16" and capsys.readouterr().err == ""
+    precision._choose.cache_clear()
+    monkeypatch.setenv(precision.CHOSEN, "bfloat16")
+    with pytest.raises(
+        ValueError, match=r"FER_KERAS_PRECISION must be mixed_bfloat16 or float32. Received: 'bfloat16'"
+    ):
+        precision.resolve("auto")
 
 
 def test_a_hidden_gpu_does_not_count(machine, monkeypatch):

@@ -141,6 +141,28 @@ def test_lines_follow_the_runs(jobs, monkeypatch):
     assert f"{job(jobs, 'tuned').folder}/report.html" in text and "smote/seed-0/report.html" not in text
 
 
+def test_on_a_cluster_what_waits_in_the_queue_is_not_running(jobs, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    told = []
+    lines = progress.Lines(jobs, jobs, told.append, queued=True)
+    lines.emit(start(1, "tuned"))
+    lines.emit(start(2, "baseline"))
+    assert not told, "no line for each that is handed over"
+    lines.show()
+    assert told[-1].endswith("0 of 7 runs done, 2 queued or starting")
+    clock[0] = 70.0
+    with lock.writing(job(jobs, "tuned").folder):
+        lock.tell(job(jobs, "tuned").folder, epoch=3, epochs=7, monitor="val_loss", best=1.25)
+        lines.show()
+    assert "1 running (tuned: epoch 3 of 7, best val_loss 1.2500), 1 queued or starting, about" in told[-1]
+    # 3 of 21 epochs took 70 s, and the ensemble counts as one
+    assert progress.duration(19 / 3 * 70) in told[-1]
+    lines.emit(event("job_finished", job_id=1))
+    assert told[-1].split("  ")[1].startswith("1 of 7 runs done, 1 queued or starting")
+    lines.close()
+
+
 def test_a_line_that_cannot_be_told_does_not_end_the_runs(jobs, capsys):
     def tell(line):
         raise BlockingIOError("the terminal is gone")
