@@ -71,7 +71,7 @@ def call(folder: Path) -> list[float]:
         text=True,
         stdout=subprocess.PIPE,
     )
-    return [float(line) for line in done.stdout.splitlines() if line.startswith("0") or line[:1].isdigit()]
+    return [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("took ")]
 
 
 def call_here() -> None:
@@ -103,7 +103,7 @@ def call_here() -> None:
         chosen_by = {"role": "validation", "n": len(parts["validation"]), "monitor": p.monitor, "epoch": 1}
         found = audit.audit(job.folder, faces)
         run.save_metrics(job.folder, job.params, job.key, sets, p.protocol, chosen_by, found)
-        print(time.perf_counter() - began, flush=True)
+        print("took", time.perf_counter() - began, flush=True)
 
 
 def simulate(runs: int, seconds: float, workers: int, rate: float, startup: float, queue: float, seed: int = 0):
