@@ -39,7 +39,10 @@ LIMITS = (
     "(https://github.com/fer-keras/fer-keras/blob/main/docs/limits.md). Inferring emotions at work or in schools is "
     "prohibited in the EU (AI Act, Article 5)."
 )
-PRIVACY = "Everything is computed where this app runs. Frames stay in memory, uploads are deleted once they are read."
+PRIVACY = (
+    "Everything is computed where this app runs. Frames stay in memory, uploads are deleted from the disk once they "
+    "are read; your last picture stays in memory for ten minutes at most, so that another model can look at it."
+)
 GONE = "The upload is gone: the same file was uploaded twice at the same moment. Upload it again."
 
 
@@ -58,13 +61,22 @@ class Models:
         self._lock = threading.Lock()
 
     def get(self, name: str, detector: str) -> ExpressionClassifier:
-        """The classifier; the first detector serves for one that is not known."""
+        """The classifier; the best detector that can be had serves for one that is not known.
+
+        Raises:
+            ModelError: if the model cannot be loaded, or the detector cannot be had.
+        """
         if name not in self.paths:
             name = next(iter(self.paths))
         kind = DETECTORS.get(detector, "auto")
+        if (name, kind) in self._loaded:  # without the lock: who uses one model does not wait while another is loaded
+            return self._loaded[name, kind]
         with self._lock:  # two clients must not export one model at once
             if (name, kind) not in self._loaded:
-                self._loaded[name, kind] = ExpressionClassifier(self.paths[name], kind)
+                try:
+                    self._loaded[name, kind] = ExpressionClassifier(self.paths[name], kind)
+                except ValueError as error:  # of the detector: not of the picture that is to be looked at
+                    raise ModelError(str(error)) from None
             return self._loaded[name, kind]
 
 
@@ -78,7 +90,7 @@ def models(model: str | Path = "compact", outputs: str | Path = "outputs") -> Mo
     Raises:
         ModelError: if there is none.
     """
-    top, names = root() / Path(outputs).expanduser(), {}
+    top, names = Path(os.path.abspath(root() / Path(outputs).expanduser())), {}
     if str(model) not in ("", "compact"):
         if not Path(model).expanduser().exists() and str(model) not in zoo.names():
             raise ModelError(f"There is no model {str(model)!r}.")
@@ -93,7 +105,7 @@ def models(model: str | Path = "compact", outputs: str | Path = "outputs") -> Mo
 
 
 def _shown(model: str | Path, top: Path) -> str:
-    path = Path(model).expanduser()
+    path = Path(os.path.abspath(os.path.expanduser(model)))
     return str(path.relative_to(top) if path.is_relative_to(top) else path.name)
 
 
@@ -292,7 +304,7 @@ def _download(name: str, url: str, text: str) -> str:
 # --- The page -------------------------------------------------------------------------------------------------------
 
 CSS = """
-.fer-problem { color: #b00020; font-weight: 600; }
+.fer-problem { color: #b00020; font-weight: 600; }  /* also the camera's, in camera.html */
 .dark .fer-problem { color: #ff8a8a; }
 .fer-download { display: inline-block; padding: 8px 14px; margin: 4px 8px 4px 0; border-radius: 8px;
     background: #0b5cad; color: #fff !important; font-weight: 600; text-decoration: none !important; }
@@ -362,7 +374,9 @@ def build(offered: Models):
     with gr.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 900)) as blocks:
         gr.Markdown(f"# Facial expressions\n{PRIVACY}")
         with gr.Row():
-            model = gr.Dropdown(names, value=first, label="Model, best by its validation faces first", min_width=280)
+            model = gr.Dropdown(
+                names, value=first, label="Model; runs by their validation faces, best first", min_width=280
+            )
             detector = gr.Dropdown(kinds, value=detector_, label="How faces are found", min_width=280)
         with gr.Accordion("What this model is worth, and what it cannot tell", open=False):
             about = gr.Markdown(card(offered.get(first, detector_)))
@@ -539,8 +553,12 @@ def launch(
             css=CSS,
             theme=gr.themes.Default(),
         )
-    except OSError as error:
-        raise ValueError(f"The app cannot start at {host}:{port or 7860}: {error}") from None
+    except OSError:  # Gradio's own text speaks of its variables
+        tried = f"{host}:{port}" if port else f"{host}, ports 7860 to 7959"
+        raise ValueError(
+            f"The app cannot start at {tried}: it is taken, or no address of this machine. Give another --port or "
+            "--host."
+        ) from None
     if not inline:
         print(f"Facial expressions: {blocks.local_url}  (Ctrl+C ends it)")
         if blocks.share_url:

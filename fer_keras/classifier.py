@@ -190,8 +190,8 @@ class ExpressionClassifier:
         if name in ("", "compact"):
             model = best_run(outputs)
             without = "No weights come with fer-keras yet: using" if name else "Using"
-            self.notes.append(f"{without} what was trained here, {model}.")
-        path = Path(model).expanduser()
+            self._say(f"{without} what was trained here, {model}.")
+        path = Path(os.path.expanduser(model))
         if not path.exists():
             raise ModelError(f"There is no model {str(model)!r}. {HOW_TO_TRAIN}")
         if path.name == "model.keras":

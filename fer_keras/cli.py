@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -174,10 +175,9 @@ def _pair(text):
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise ValueError
-    return port
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port, 1 to 65535, received {text!r}")
+    return int(text)
 
 
 def _count(text):
@@ -357,12 +357,13 @@ def _predict(given):
     from fer_keras import predict
     from fer_keras.classifier import ExpressionClassifier
 
-    for path in filter(None, (given.csv, given.json)):
-        predict.check_writable(path)
     found, results = predict.sources(given.paths)
+    given.csv, given.json = (path and predict.check_writable(path, found) for path in (given.csv, given.json))
+    if given.csv and given.json and os.path.realpath(given.csv) == os.path.realpath(given.json):
+        raise ValueError(f"--csv and --json both name {given.csv}: give two files.")
     annotations = predict.Annotations(given.annotate, found) if given.annotate else None
     classifier = ExpressionClassifier(given.model, given.detector, given.align, outputs=given.outputs)
-    print(*classifier.notes[:1], classifier.describe(), sep="\n", file=sys.stderr)
+    print(classifier.describe(), file=sys.stderr)
     pictures = number = 0
     with predict.progress_bar(sys.stderr.isatty()) as (report, show), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's on large pictures and odd EXIF data: what matters becomes a reason

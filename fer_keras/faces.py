@@ -134,12 +134,17 @@ def read_picture(path: str | Path | bytes) -> Picture:
 
 
 def _content(path: Path) -> bytes:
-    size = path.stat().st_size
-    if not path.is_file():
-        raise PictureError("it is no file")
-    if size > MOST_BYTES:
-        raise PictureError(f"the file has {size / 1e6:,.0f} MB, and {MOST_BYTES / 1e6:,.0f} are read at most")
-    return path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise PictureError("it is no file")
+        if size > MOST_BYTES:
+            raise PictureError(f"the file has {size / 1e6:,.0f} MB, and {MOST_BYTES / 1e6:,.0f} are read at most")
+        return path.read_bytes()
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:  # Pillow's, on a damaged picture, are OSErrors, too
+        raise PictureError(f"it cannot be read ({error.strerror or error})") from None
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -263,7 +268,7 @@ def yunet_file(path: str | Path | None = None) -> Path:
     """
     given = path or os.environ.get("FER_KERAS_YUNET")
     if given:
-        if not (file := Path(given).expanduser()).is_file():
+        if not (file := Path(os.path.expanduser(given))).is_file():
             raise ValueError(f"There is no file {str(given)!r} of the face detector YuNet.")
         return file
     # As `source.cache_folder`, which would load pandas.

@@ -73,20 +73,22 @@ def sources(paths: Sequence[str | Path]) -> tuple[list[Source], list[Result]]:
     """
     found, failures = [], []
     for given in map(str, paths):
-        path = Path(given).expanduser()
-        if path.is_dir():
+        # Those of `os` raise nothing where there is no such user, the name is too long or a folder may not be entered:
+        # what is wrong with a path is said when it is read, and the others go on.
+        path = Path(os.path.expanduser(given))
+        if os.path.isdir(path):
             inside = [
                 file
                 for file in sorted(path.rglob("*"))
                 if file.suffix.lower() in IMAGES | VIDEOS
                 and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and file.is_file()
+                and os.path.isfile(file)
             ]
             found += [Source(str(file), _kind(file), _shown(file.relative_to(path))) for file in inside]
             if not inside:
                 source = Source(given, "image", _shown(given))
                 failures.append(Result(source, failure="the folder holds no images or videos"))
-        elif given.isdecimal() and not path.exists():
+        elif given.isdecimal() and not os.path.exists(path):
             found.append(Source(given, "camera", f"camera {given}"))
         else:
             found.append(Source(str(path), _kind(path), _shown(given)))
@@ -210,6 +212,8 @@ def _frames(source: Source, every: int, total: list[int]) -> Iterator[Result]:
 
 def _file_failure(path: str) -> str:
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            return "it is no file"  # a pipe would be waited for
         with open(path, "rb") as file:
             return "" if file.read(1) else "the file is empty"
     except FileNotFoundError:
@@ -320,8 +324,7 @@ class Annotations:
     """
 
     def __init__(self, folder: str | Path, found: Sequence[Source]):
-        self.folder = Path(folder).expanduser()
-        check_writable(self.folder / "x")
+        self.folder = check_folder(folder)
         self._given = {os.path.realpath(source.path) for source in found if source.kind != "camera"}
         self._names: dict[str, str] = {}
 
@@ -353,22 +356,41 @@ class Annotations:
         return self._names[source.path]
 
 
-def check_writable(path: str | Path) -> Path:
-    """See that a file can be written, before hours of work.
+def check_writable(path: str | Path, found: Sequence[Source] = ()) -> Path:
+    """See that a file can be written, before hours of work, and that it is none of the files to be read.
 
     Raises:
         ValueError: if not.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
+    if os.path.isdir(path):
+        raise ValueError(f"{path} cannot be written: it is a folder.")
+    if os.path.realpath(path) in {os.path.realpath(source.path) for source in found if source.kind != "camera"}:
+        raise ValueError(f"{path} is one of the files to be read: give another name to write to.")
+    _check_folder(path.parent, path)
+    return path
+
+
+def check_folder(folder: str | Path) -> Path:
+    """See that files can be written to a folder, which is made if it is not there.
+
+    Raises:
+        ValueError: if not.
+    """
+    folder = Path(os.path.expanduser(folder))
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"{folder} cannot be written to: it is no folder.")
+    _check_folder(folder, folder)
+    return folder
+
+
+def _check_folder(folder: Path, called: Path) -> None:
     try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return path
+        raise ValueError(f"{called} cannot be written: {error.strerror or error}.") from None
 
 
 @contextlib.contextmanager

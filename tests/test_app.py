@@ -4,9 +4,11 @@ import base64
 import http.client
 import io
 import json
+import os
 import re
 import socket
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,8 @@ def test_the_best_run_comes_first_and_a_given_model_before_it(outputs):
     assert list(app.models(outputs=outputs).paths) == ["demo/baseline/seed-0", "demo/tuned/seed-0"]
     given = outputs / "demo/tuned/seed-0"
     assert list(app.models(given, outputs).paths) == ["demo/tuned/seed-0", "demo/baseline/seed-0"]
+    assert list(app.models(os.path.relpath(given), outputs).paths) == ["demo/tuned/seed-0", "demo/baseline/seed-0"]
+    assert list(app.models(given, os.path.relpath(outputs)).paths) == ["demo/tuned/seed-0", "demo/baseline/seed-0"]
     file = given / "model.onnx"
     assert next(iter(app.models(file, outputs).paths)) == "demo/tuned/seed-0/model.onnx"
 
@@ -87,6 +91,12 @@ def test_a_client_names_a_model_and_cannot_give_a_path(offered, outputs):
     classifier = offered.get(str(outputs / "demo/tuned/seed-0"), WHOLE)
     assert classifier is offered.get("demo/baseline/seed-0", WHOLE)
     assert classifier.about["experiment"] == "baseline"
+
+
+def test_who_uses_one_model_does_not_wait_while_another_is_loaded(offered):
+    loaded = offered.get("demo/tuned/seed-0", WHOLE)
+    with ThreadPoolExecutor(1) as pool, offered._lock:  # as held while a model is loaded
+        assert pool.submit(offered.get, "demo/tuned/seed-0", WHOLE).result(10) is loaded
 
 
 def test_the_card_shows_scores_of_each_class_and_limits(offered):
@@ -125,6 +135,25 @@ def test_a_frame_is_answered_as_the_classifier_answers_it(offered, grey):
 def test_a_bad_frame_gets_one_sentence(offered, request_, sentence):
     answer = app.look(offered, request_)
     assert list(answer) == ["error"] and re.search(sentence, answer["error"])
+
+
+def test_a_detector_that_cannot_be_had_is_said_in_every_tab(outputs, grey, tmp_path, monkeypatch):
+    offered, sentence = (
+        app.models(outputs=outputs),
+        "There is no file &#x27;.*none.onnx&#x27; of the face detector YuNet",
+    )
+    monkeypatch.setenv("FER_KERAS_YUNET", str(tmp_path / "none.onnx"))
+    answer = app.look(offered, {"image": frame(encoded(grey)), "model": "", "detector": "YuNet"})
+    assert re.fullmatch(sentence.replace("&#x27;", "'") + r"\.", answer["error"])
+    page, rows = app.picture(offered, "a.png", encoded(grey, "PNG"), "", "YuNet")
+    assert rows == [] and re.search(sentence, page) and "a.png cannot be read" not in page
+    (last,) = app.film(offered, write_video(tmp_path / "film.avi", 3), "film.avi", "", "YuNet", 1)
+    assert re.search(sentence, last["page"]) and last["points"] == []
+    (tmp_path / "none.onnx").write_bytes(b"no detector")
+    assert (
+        "none.onnx is no face detector YuNet"
+        in app.look(offered, {"image": frame(encoded(grey)), "detector": "YuNet"})["error"]
+    )
 
 
 def test_a_frame_with_huge_dimensions_is_refused_before_it_is_decoded(offered, grey):
@@ -340,8 +369,18 @@ def test_a_path_that_was_not_uploaded_is_neither_read_nor_deleted(server, tmp_pa
 
 
 def test_a_port_that_is_taken_is_said(server, outputs):
-    with pytest.raises(ValueError, match=f"cannot start at 127.0.0.1:{server.server_port}"):
+    sentence = (
+        f"cannot start at 127.0.0.1:{server.server_port}: it is taken, or no address of this machine. Give another"
+    )
+    with pytest.raises(ValueError, match=sentence):
         app.launch(outputs=outputs, port=server.server_port, block=False)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x"])
+def test_a_port_must_be_one(port, capsys):
+    with pytest.raises(SystemExit):
+        main(["app", f"--port={port}"])
+    assert f"expected a port, 1 to 65535, received '{port}'" in capsys.readouterr().err
 
 
 def test_closing_leaves_nothing(outputs):

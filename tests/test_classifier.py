@@ -179,11 +179,12 @@ def test_the_best_run_is_chosen_by_validation_faces_on_real_faces_and_honestly(t
     assert classifier_.best_run(tmp_path) == best
 
 
-def test_compact_is_the_best_run_where_none_comes_with_the_package(single, tmp_path, monkeypatch):
+def test_compact_is_the_best_run_where_none_comes_with_the_package(single, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     found = ExpressionClassifier(detector="whole", outputs=single[0].parents[2])
     assert found.about["experiment"] == "tuned"
     assert found.notes == [f"No weights come with fer-keras yet: using what was trained here, {single[0]}."]
+    assert found.notes[0] in capsys.readouterr().err
     found = ExpressionClassifier("", detector="whole", outputs=single[0].parents[2])
     assert found.notes == [f"Using what was trained here, {single[0]}."]
 

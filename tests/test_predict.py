@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from PIL import Image
 from test_classifier import finish, network
 
 from fer_keras import export, predict
+from fer_keras import faces as faces_
 from fer_keras.classifier import ExpressionClassifier, Face
 from fer_keras.cli import main
 from fer_keras.data import CLASS_NAMES
@@ -97,6 +99,39 @@ def test_what_cannot_be_read_is_listed_and_the_others_go_on(call, folder, tmp_pa
     assert all(f"  {name}: {reason}\n" in complaints for name, reason in reasons.items())
 
 
+def test_a_path_that_cannot_even_be_looked_up_is_a_failure_like_others(call, folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    os.mkfifo(tmp_path / "pipe.png")
+    long = "x" * 300
+    given = (f"{long}.png", f"{long}.mp4", "~no-such-user/x.png", tmp_path / "pipe.mp4", tmp_path / "pipe.png")
+    code, shown, complaints = call(*given, folder / "a.png")
+    assert code == 0 and "1 face in 1 picture." in shown and "5 could not be read" in complaints
+    reasons = [line.rpartition(": ")[2] for line in complaints.splitlines()[-5:]]
+    assert reasons[0] == "it cannot be read (File name too long)" and "File name too long" in reasons[1]
+    assert reasons[2:] == ["there is no such file", "it is no file", "it is no file"]
+
+
+def test_what_is_written_never_replaces_what_is_read(call, folder, tmp_path):
+    os.symlink(folder / "a.png", tmp_path / "link")
+    before = (folder / "a.png").read_bytes()
+    for option in ("--csv", "--json"):
+        code, _, complaints = call(folder, option, tmp_path / "link")
+        assert code == 2 and "link is one of the files to be read: give another name" in complaints
+    assert (folder / "a.png").read_bytes() == before
+    code, _, complaints = call(folder, "--csv", tmp_path / "x", "--json", tmp_path / "x")
+    assert code == 2 and "--csv and --json both name " in complaints and not (tmp_path / "x").exists()
+
+
+def test_what_is_said_is_said_once(folder, file, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(faces_, "YUNET_URL", (tmp_path / "nowhere.onnx").as_uri())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FER_KERAS_YUNET", raising=False)
+    if not hasattr(cv2, "CascadeClassifier"):
+        pytest.skip("OpenCV 5 has no Haar cascade")
+    assert main(["predict", "--model", str(file), str(folder)]) == 0
+    assert capsys.readouterr().err.count("Until then the Haar cascade") == 1
+
+
 def test_nothing_readable_is_exit_code_1(call, tmp_path):
     code, shown, complaints = call(tmp_path / "missing.png", "--csv", tmp_path / "x.csv")
     assert code == 1 and "0 faces in 0 pictures." in shown and "missing.png: there is no such file" in complaints
@@ -141,7 +176,8 @@ def test_a_video_without_frames_is_a_failure(call, tmp_path):
     [
         (["--csv", "{folder}"], "{folder} cannot be written: it is a folder."),
         (["--json", "{folder}/a.png/x.json"], "a.png/x.json cannot be written: "),
-        (["--annotate", "{folder}/a.png"], "cannot be written: "),
+        (["--annotate", "{folder}/a.png"], "{folder}/a.png cannot be written to: it is no folder."),
+        (["--annotate", "{folder}/a.png/x"], "{folder}/a.png/x cannot be written: Not a directory."),
         (["--model", "{folder}/a.png"], "a.png cannot be read as an ONNX file: it is damaged or something else."),
         (["--model", "{folder}"], "holds no finished run"),
         (["--model", "nowhere"], "There is no model 'nowhere'."),

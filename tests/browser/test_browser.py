@@ -200,6 +200,30 @@ def test_a_camera_that_may_not_be_used_is_explained(open_page):
     )
     page.get_by_role("button", name="Start the camera").click()
     assert "was not allowed to use the camera" in page.inner_text(".fer-camera .message")
+    for dark in (False, True):
+        page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+        assert contrast(page, ".fer-camera .message") >= 4.5, f"dark: {dark}"  # WCAG 2.2, 1.4.3
+
+
+def contrast(page, selector):
+    """Contrast of a text with what is behind it, by WCAG 2.2's definition."""
+    text, behind = page.evaluate(
+        """selector => {
+            let at = document.querySelector(selector);
+            const text = getComputedStyle(at).color, clear = "rgba(0, 0, 0, 0)";
+            while (at.parentElement && getComputedStyle(at).backgroundColor === clear) at = at.parentElement;
+            return [text, getComputedStyle(at).backgroundColor];
+        }""",
+        selector,
+    )
+
+    def luminance(color):
+        shares = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    darker, lighter = sorted((luminance(text), luminance(behind)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 @pytest.mark.filterwarnings("ignore")
