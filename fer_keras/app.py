@@ -509,7 +509,7 @@ def launch(
     """Start the app.
 
     Args:
-        model: an .onnx file or a run's folder that the app starts with; the best finished run by default.
+        model: what the app starts with, see `ExpressionClassifier`; the network that comes with fer-keras by default.
         outputs: where finished runs are looked for.
         host: the address to listen on; only this machine by default.
         port: the first free one from 7860 on by default.

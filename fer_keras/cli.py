@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     predict.set_defaults(call=_predict)
 
     app = commands.add_parser("app", help="the app in the browser: camera, pictures, videos")
-    app.add_argument("--model", default="compact", help="an .onnx file or a run's folder; default the best run")
+    app.add_argument("--model", default="compact", help="what is shown first; as in predict")
     app.add_argument("--outputs", default="outputs", help="where finished runs are looked for")
     app.add_argument("--host", default="127.0.0.1", help="address to listen on; default this machine only")
     app.add_argument("--port", type=_port, help="default the first free one from 7860 on")

@@ -15,7 +15,7 @@ from test_classifier import finish, network
 from fer_keras import audit, evaluate, export, run, storage, zoo
 from fer_keras.classifier import ExpressionClassifier, ModelError
 from fer_keras.cli import main
-from fer_keras.data import CLASS_NAMES
+from fer_keras.data import CLASS_NAMES, load_fer2013
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("models are exported from TensorFlow", allow_module_level=True)
@@ -96,11 +96,32 @@ def test_the_file_answers_as_the_run_was_scored(filled, finished, faces):
     assert "demo/tuned/seed-0: top-1" in found.describe()
 
 
+def test_the_network_that_comes_with_the_package_is_small_and_whole():
+    card = zoo.load("compact")  # which checks the file
+    assert card["path"].parent == zoo.FOLDER and card["size"] <= zoo.LARGEST_SHIPPED
+    assert card["run"]["data"] == "fer2013" and card["run"]["protocol"] == "official" and card["chosen_by"]["n"] == 3589
+    assert (zoo.FOLDER / "compact.md").read_text() == zoo.markdown(card)
+
+
+def test_the_network_that_comes_with_the_package_scores_on_real_faces_what_its_card_says(real_csv):
+    card, faces = zoo.card("compact"), load_fer2013(real_csv)
+    test = faces.take(faces.usage == "PrivateTest")
+    found = evaluate.score(test.labels, ExpressionClassifier(detector="whole").predict(test.images))
+    assert found["n"] == card["test"]["n"] == 3589
+    assert abs(found["top1"] - card["test"]["top1"]) < 1e-3  # a face or two may lie on the border between two classes
+    assert found["top1"] > 0.6545  # what the package `fer` scores there, benchmarks/app.py
+    for name, scores in card["test"]["per_class"].items():
+        assert abs(found["per_class"][name]["recall"] - scores["recall"]) < 0.02
+
+
 def test_without_its_file_compact_is_the_best_run(filled, finished):
     (filled / "compact.onnx").unlink()
     assert not zoo.is_shipped("compact")
     found = ExpressionClassifier("compact", "whole", outputs=finished[0].parents[2])
-    assert found.notes[0] == f"No weights come with fer-keras yet: using what was trained here, {finished[0]}."
+    assert (
+        found.notes[0]
+        == f"The weights of compact are not in this installation: using what was trained here, {finished[0]}."
+    )
 
 
 def test_an_audit_and_other_data_are_told(finished, faces, tmp_path, monkeypatch):
