@@ -58,8 +58,8 @@ class ExpressionClassifier:
 
     Args:
         model: the path of an .onnx file, or of a finished run's folder, whose model is exported on first use; or the
-            name of a network of the zoo, see `fer_keras.zoo`. "compact" is the network that comes with fer-keras, and ""
-            the best finished run below `outputs/`, see `best_run`.
+            name of a network of the zoo, see `fer_keras.zoo`. "compact" is the network that comes with fer-keras; ""
+            is the best finished run below `outputs/`, see `best_run`.
         detector: see `fer_keras.faces.detector`; or a function from uint8 (height, width, 3) RGB to (n, 4) boxes (left,
             top, width, height), possibly with scores and eyes, see `fer_keras.faces.COLUMNS`.
         align: turn faces so that their eyes are level.
@@ -189,7 +189,7 @@ class ExpressionClassifier:
             return _from_zoo(name, threads)
         if name in ("", "compact"):
             model = best_run(outputs)
-            without = "The weights of compact are not in this installation: using" if name else "Using"
+            without = "The weights of compact are not here: using" if name else "Using"
             self._say(f"{without} what was trained here, {model}.")
         path = Path(os.path.expanduser(model))
         if not path.exists():

@@ -183,9 +183,7 @@ def test_compact_is_the_best_run_where_none_comes_with_the_package(single, tmp_p
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     found = ExpressionClassifier(detector="whole", outputs=single[0].parents[2])
     assert found.about["experiment"] == "tuned"
-    assert found.notes == [
-        f"The weights of compact are not in this installation: using what was trained here, {single[0]}."
-    ]
+    assert found.notes == [f"The weights of compact are not here: using what was trained here, {single[0]}."]
     assert found.notes[0] in capsys.readouterr().err
     found = ExpressionClassifier("", detector="whole", outputs=single[0].parents[2])
     assert found.notes == [f"Using what was trained here, {single[0]}."]

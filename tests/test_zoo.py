@@ -118,10 +118,7 @@ def test_without_its_file_compact_is_the_best_run(filled, finished):
     (filled / "compact.onnx").unlink()
     assert not zoo.is_shipped("compact")
     found = ExpressionClassifier("compact", "whole", outputs=finished[0].parents[2])
-    assert (
-        found.notes[0]
-        == f"The weights of compact are not in this installation: using what was trained here, {finished[0]}."
-    )
+    assert found.notes[0] == f"The weights of compact are not here: using what was trained here, {finished[0]}."
 
 
 def test_an_audit_and_other_data_are_told(finished, faces, tmp_path, monkeypatch):
