@@ -328,9 +328,9 @@ def main() -> int:
         return 0
     if INSIDE not in os.environ:  # in place of this process, so that whoever ends it ends all
         os.execvpe(UNSHARE[0], [*UNSHARE, sys.executable, __file__], os.environ | {INSIDE: "1"})
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit("ended from outside")
-    )  # the first process of a namespace ignores it
+    # The first process of a namespace ignores the one; what is started in the background, and its children, the other.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, str(ROOT))
     folder = tempfile.TemporaryDirectory(prefix="fer-keras-slurm-", ignore_cleanup_errors=True)
     parent = Path(folder.name)
