@@ -31,7 +31,9 @@ except ImportError:  # on Windows: the note alone decides
 NAME = ".writer"
 # Seconds between two signs of life, and without one after which a process of another host counts as dead.
 BEAT, DEAD = 15.0, 180.0
-POLL = 1.0  # seconds between two looks of one who waits
+# Seconds between two looks of one who waits, and between two words about it: papermill saves a notebook when something is
+# said in it, but not so soon after it has begun the cell.
+POLL, REMIND = 1.0, 40.0
 # Set by the Snakefile: wait for a process that an earlier command left behind, in place of an error.
 WAIT = "FER_KERAS_WAIT"
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -151,7 +153,7 @@ def sentence(note: dict, folder: Path) -> str:
 
 def _take(path: Path) -> int:
     """Open the file and lock it; the descriptor."""
-    told = False
+    told = None
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -165,9 +167,9 @@ def _take(path: Path) -> int:
             raise
         os.close(file)
         if note is not None:
-            if not told:
+            if told is None or time.monotonic() - told > REMIND:
                 print(f"{sentence(note, path.parent)} Waiting for it.", flush=True)
-            told = True
+                told = time.monotonic()
             time.sleep(POLL)
 
 
