@@ -31,8 +31,8 @@ except ImportError:  # on Windows: the note alone decides
 NAME = ".writer"
 # Seconds between two signs of life, and without one after which a process of another host counts as dead.
 BEAT, DEAD = 15.0, 180.0
-# Seconds between two looks of one who waits, and between two words about it: papermill saves a notebook when something is
-# said in it, but not so soon after it has begun the cell.
+# Seconds between two looks of one who waits, and between two words about it: papermill saves a notebook when something
+# is said in it, but not so soon after it has begun the cell.
 POLL, REMIND = 1.0, 40.0
 # Set by the Snakefile: wait for a process that an earlier command left behind, in place of an error.
 WAIT = "FER_KERAS_WAIT"
