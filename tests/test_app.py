@@ -19,7 +19,7 @@ from test_predict import write_video
 
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[app]'")
 
-from fer_keras import app, export
+from fer_keras import app, export, zoo
 from fer_keras.classifier import ModelError
 from fer_keras.cli import main
 from fer_keras.data import CLASS_NAMES
@@ -68,17 +68,19 @@ def inside(page, kind):
 # --- Models ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_run_comes_first_and_a_given_model_before_it(outputs):
-    assert list(app.models(outputs=outputs).paths) == ["demo/baseline/seed-0", "demo/tuned/seed-0"]
-    given = outputs / "demo/tuned/seed-0"
-    assert list(app.models(given, outputs).paths) == ["demo/tuned/seed-0", "demo/baseline/seed-0"]
-    assert list(app.models(os.path.relpath(given), outputs).paths) == ["demo/tuned/seed-0", "demo/baseline/seed-0"]
-    assert list(app.models(given, os.path.relpath(outputs)).paths) == ["demo/tuned/seed-0", "demo/baseline/seed-0"]
+def test_what_comes_with_the_package_is_first_then_the_best_run_and_a_given_model_before_them(outputs):
+    assert list(app.models(outputs=outputs).paths) == ["compact", "demo/baseline/seed-0", "demo/tuned/seed-0"]
+    given, names = outputs / "demo/tuned/seed-0", ["demo/tuned/seed-0", "compact", "demo/baseline/seed-0"]
+    assert list(app.models(given, outputs).paths) == names
+    assert list(app.models(os.path.relpath(given), outputs).paths) == names
+    assert list(app.models(given, os.path.relpath(outputs)).paths) == names
     file = given / "model.onnx"
     assert next(iter(app.models(file, outputs).paths)) == "demo/tuned/seed-0/model.onnx"
 
 
-def test_without_a_model_the_app_says_how_to_make_one(tmp_path, capsys):
+def test_without_a_model_the_app_says_how_to_make_one(tmp_path, capsys, monkeypatch):
+    assert list(app.models(outputs=tmp_path).paths) == ["compact"]
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     with pytest.raises(ModelError, match="no run is finished below"):
         app.models(outputs=tmp_path)
     with pytest.raises(ModelError, match="no model 'nowhere'"):
@@ -89,8 +91,9 @@ def test_without_a_model_the_app_says_how_to_make_one(tmp_path, capsys):
 
 def test_a_client_names_a_model_and_cannot_give_a_path(offered, outputs):
     classifier = offered.get(str(outputs / "demo/tuned/seed-0"), WHOLE)
-    assert classifier is offered.get("demo/baseline/seed-0", WHOLE)
-    assert classifier.about["experiment"] == "baseline"
+    first = next(iter(offered.paths))
+    assert classifier is offered.get(first, WHOLE)
+    assert classifier.about["experiment"] == first == "compact"
 
 
 def test_who_uses_one_model_does_not_wait_while_another_is_loaded(offered):

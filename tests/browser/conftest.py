@@ -86,7 +86,7 @@ class App:
             self.port = free.getsockname()[1]
         self.folder = folder  # all temporary files of the process
         command = [sys.executable, "-m", "fer_keras", "app", "--no-browser"]
-        command += ["--outputs", str(outputs), "--port", str(self.port)]
+        command += ["--model", str(outputs / "demo/tuned/seed-0"), "--outputs", str(outputs), "--port", str(self.port)]
         began = time.perf_counter()
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)}
