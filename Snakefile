@@ -67,6 +67,8 @@ RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resour
 # On a cluster the profile says how many cores a run takes (set-threads), as its nodes, which read this file again, may
 # have others than this machine.
 CORES = None if workflow.remote_exec else workflow.global_resources["_cores"].value
+# TensorFlow still starts a thread for each core in every run: on a CPU their number changes the last bits of a training,
+# and a run must not depend on how many run beside it.
 THREADS = max(1, CORES // max(1, RUNS)) if CORES else 1
 # What a cluster is asked for to make a page.
 PAGE = {"mem_mb": 8000, "runtime": 60}

@@ -74,9 +74,10 @@ class Models:
         with self._lock:  # two clients must not export one model at once
             if (name, kind) not in self._loaded:
                 try:
-                    self._loaded[name, kind] = ExpressionClassifier(self.paths[name], kind)
+                    loaded = ExpressionClassifier(self.paths[name], kind)
                 except ValueError as error:  # of the detector: not of the picture that is to be looked at
                     raise ModelError(str(error)) from None
+                self._loaded[name, kind] = self._loaded[name, loaded.detector] = loaded  # by its own name, too
             return self._loaded[name, kind]
 
 
@@ -85,7 +86,8 @@ def models(model: str | Path = "compact", outputs: str | Path = "outputs") -> Mo
 
     Args:
         model: see `ExpressionClassifier`.
-        outputs: where finished runs are looked for; the best comes first.
+        outputs: where finished runs are looked for; the best comes first, with "" also before what comes with the
+            package.
 
     Raises:
         ModelError: if there is none.
@@ -95,10 +97,10 @@ def models(model: str | Path = "compact", outputs: str | Path = "outputs") -> Mo
         if not Path(model).expanduser().exists() and str(model) not in zoo.names():
             raise ModelError(f"There is no model {str(model)!r}.")
         names[_shown(model, top)] = model
-    if zoo.is_shipped("compact"):
-        names["compact"] = "compact"
-    for folder in finished_runs(outputs):
-        names.setdefault(_shown(folder, top), folder)
+    runs = {_shown(folder, top): folder for folder in finished_runs(outputs)}
+    shipped = {"compact": "compact"} if zoo.is_shipped("compact") else {}
+    for name, path in ({**runs, **shipped} if str(model) == "" else {**shipped, **runs}).items():
+        names.setdefault(name, path)
     if not names:
         best_run(outputs)  # says what is missing
     return Models(names)
@@ -362,6 +364,9 @@ def build(offered: Models):
         if not given:
             return
         path, name = given
+        if not os.path.exists(path):
+            yield problem(GONE), None, None
+            return
         with (
             _deleted(path) as file,
             contextlib.closing(film(offered, file, name, model, detector, max(1, int(every or 1)))) as parts,

@@ -152,10 +152,25 @@ def main(arguments: list[str] | None = None) -> int:
 
     given = parser.parse_args(arguments)
     try:
-        return given.call(given) or 0
+        code = given.call(given) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads the table has seen enough of it, as in `| head`
+        _to_nowhere(sys.stdout)
+        return 1
     except (OSError, ValueError) as error:
         print(f"fer-keras: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        print("fer-keras: A path that begins with ~ names a user who is not known here.", file=sys.stderr)
+        return 2
+
+
+def _to_nowhere(stream) -> None:
+    """Let what is still written to a stream whose reader has gone be lost, also at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fetch(given):
@@ -365,8 +380,18 @@ def _predict(given):
     classifier = ExpressionClassifier(given.model, given.detector, given.align, outputs=given.outputs)
     print(classifier.describe(), file=sys.stderr)
     pictures = number = 0
-    with predict.progress_bar(sys.stderr.isatty()) as (report, show), warnings.catch_warnings():
+    with predict.progress_bar(sys.stderr.isatty()) as (report, write), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's on large pictures and odd EXIF data: what matters becomes a reason
+
+        def show(line):
+            try:
+                write(line)
+                sys.stdout.flush()
+            except BrokenPipeError:  # as by `| head`; what goes to files is not to be lost with it
+                if not (given.csv or given.json or annotations):
+                    raise
+                _to_nowhere(sys.stdout)
+
         show(predict.heading())
         analysis = predict.analyze(found, classifier, given.every, report, keep_images=bool(annotations))
         try:

@@ -183,6 +183,8 @@ def read(path: str | Path, besides: Sequence[str] = ()) -> dict:
         ParameterError: if it is not a flat table of known parameters.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ParameterError(f"{path} is a folder. Give a file of parameters, `name: value`.")
     if not path.is_file():
         if not path.parent.is_dir():
             raise FileNotFoundError(
@@ -196,6 +198,8 @@ def read(path: str | Path, besides: Sequence[str] = ()) -> dict:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise ParameterError(f"{path} is no text in UTF-8. Give a file of parameters, `name: value`.") from None
     if not isinstance(content, dict):
         raise ParameterError(f"{path} must hold a table of parameters, `name: value`. Received: {content!r}")
     return {name: value if name in besides else check(name, value, str(path)) for name, value in content.items()}

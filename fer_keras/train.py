@@ -187,6 +187,16 @@ class Rows(keras.utils.PyDataset):
         return (x, y) if self.class_weight is None else (x, y, self.class_weight[self.labels[at]])
 
 
+class _Given:
+    """Stands for an array: of one itself, TensorFlow makes a copy of its own before it copies it to the device."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
 class Trainer(keras.Model):
     """Trains `inner` on faces that it gathers from the device's memory by row index, and augments there.
 
@@ -201,7 +211,8 @@ class Trainer(keras.Model):
         self.mixing = mixing
         self.images = None
         if images is not None:
-            self.images = keras.Variable(images, dtype="uint8", trainable=False, autocast=False, name="images")
+            kept = {"trainable": False, "autocast": False, "dtype": "uint8"}
+            self.images = keras.Variable(_Given(images), name="images", **kept)
         self.ema = ema
         if ema:  # Keras's optimizer averages what it trains; the statistics of the normalisations must go with that
             kept = {"trainable": False, "autocast": False, "dtype": "float32"}

@@ -78,6 +78,10 @@ def test_what_comes_with_the_package_is_first_then_the_best_run_and_a_given_mode
     assert next(iter(app.models(file, outputs).paths)) == "demo/tuned/seed-0/model.onnx"
 
 
+def test_without_a_name_the_best_run_is_first_as_in_predict(outputs):
+    assert list(app.models("", outputs).paths) == ["demo/baseline/seed-0", "demo/tuned/seed-0", "compact"]
+
+
 def test_without_a_model_the_app_says_how_to_make_one(tmp_path, capsys, monkeypatch):
     assert list(app.models(outputs=tmp_path).paths) == ["compact"]
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
@@ -100,6 +104,12 @@ def test_who_uses_one_model_does_not_wait_while_another_is_loaded(offered):
     loaded = offered.get("demo/tuned/seed-0", WHOLE)
     with ThreadPoolExecutor(1) as pool, offered._lock:  # as held while a model is loaded
         assert pool.submit(offered.get, "demo/tuned/seed-0", WHOLE).result(10) is loaded
+
+
+def test_the_detector_that_was_found_is_not_loaded_twice(offered):
+    found = offered.get("compact", "")
+    name = next(name for name, kind in app.DETECTORS.items() if kind == found.detector)
+    assert offered.get("compact", name) is found
 
 
 def test_the_card_shows_scores_of_each_class_and_limits(offered):

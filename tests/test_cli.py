@@ -44,6 +44,13 @@ def test_fetch_gives_the_path_to_use_and_counts_the_faces(kaggle, capsys):
     assert f"make report DATA={kaggle.path}" in shown and "PrivateTest" in shown and "21" in shown
 
 
+def test_a_path_of_an_unknown_user_is_one_sentence(capsys):
+    for words in (["zoo", "add", "~nobody-here/run", "--name", "mine"], ["export", "~nobody-here/run"]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "names a user who is not known" in error and error.count("\n") == 1
+
+
 def test_fetch_takes_another_handle(kaggle):
     path, faces = fetch("fer2013", handle="someone/else")
     assert kaggle.asked == ["someone/else"] and path == kaggle.path and len(faces) == 21

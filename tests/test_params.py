@@ -178,6 +178,14 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
         params.read(tmp_path / "a.yaml")
 
 
+def test_a_folder_and_a_file_that_is_no_text_are_refused(tmp_path):
+    with pytest.raises(params.ParameterError, match="is a folder"):
+        params.read(tmp_path)
+    (tmp_path / "a.yaml").write_bytes(b"suite: \xe4\n")
+    with pytest.raises(params.ParameterError, match="is no text in UTF-8"):
+        params.read(tmp_path / "a.yaml")
+
+
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbflearning_rate: 1e-4\n")
     assert params.read(tmp_path / "a.yaml") == {"learning_rate": 1e-4}

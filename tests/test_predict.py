@@ -233,6 +233,22 @@ def test_pictures_are_classified_in_batches(folder, file):
     assert all(result.image is None for result in results)
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_who_reads_only_the_start_of_the_table_loses_no_file(file, folder, tmp_path, written):
+    table = tmp_path / "faces.csv"
+    code = (
+        "import os, subprocess, sys; from fer_keras.cli import main; "
+        f"words = ['predict', '--detector', 'whole', '--model', {str(file)!r}, {str(folder)!r}]; "
+        "end, start = os.pipe(); os.dup2(start, 1); os.close(end); os.close(start); "
+        f"sys.exit(main([*words, *{['--csv', str(table)] if written else []}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == (0 if written else 1) and table.exists() == written
+    if written:
+        assert [row["file"] for row in read(table)] == ["a.png", "b.bmp", "below/a.png"]
+
+
 def test_neither_tensorflow_nor_pandas_is_imported(file, folder):
     code = (
         "import sys; from fer_keras.cli import main; "
