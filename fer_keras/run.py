@@ -537,7 +537,9 @@ def failure(folder: Path) -> str:
         return ""
     if said and not said.endswith("\n"):  # cut in the middle of a line
         return f"OSError: probably no space left on the disk: {folder / LOG} could not be written to its end"
-    return said.strip().splitlines()[-1].strip() if "Traceback" in said else ""
+    last = said.strip().rpartition("\n")[2].strip()
+    command = "fer-keras: "  # which renders the notebook, and says in one sentence what is wrong
+    return last.removeprefix(command) if "Traceback" in said or last.startswith(command) else ""
 
 
 def sibling(p, name: str) -> Path:

@@ -71,12 +71,13 @@ def test_status_says_what_goes_on_in_each_folder(jobs, tmp_path, capsys):
     assert lines["balanced-smote_tomek"] == "not run  balanced-smote_tomek seed 0"
 
 
-def test_a_log_that_is_cut_short_tells_of_a_full_disk(tmp_path):
+def test_what_was_said_last_and_a_log_that_is_cut_short_tell_of_a_full_disk(tmp_path):
     assert run.failure(tmp_path) == ""
     for said, told in (
         ("Executing notebook\n", ""),
         ("Traceback (most recent call last):\nOSError: gone\n", "OSError: gone"),
         ("Traceback (most recent call last):\n  return f(get_curre", "probably no space left on the disk"),
+        ("Executing notebook\nfer-keras: [Errno 28] No space left on device\n", "[Errno 28] No space left"),
     ):
         (tmp_path / run.LOG).write_text(said)
         assert told in run.failure(tmp_path) and bool(told) == bool(run.failure(tmp_path))
