@@ -29,8 +29,8 @@ def one_each(runs: int) -> str:
     Returns:
         "" where there is nothing to share out: one run at a time, which has all GPUs, or less than two GPUs.
     """
-    names = found()
-    if runs < 2 or len(names) < 2:
+    names = found() if runs > 1 else []
+    if len(names) < 2:
         return ""
     slots = [f"{names[i % len(names)]}={i // len(names)}" for i in range(runs)]
     return (
