@@ -13,10 +13,17 @@ import re
 import shlex
 from pathlib import Path
 
-from fer_keras import cost, lock, progress, run
+from fer_keras import cost, gpus, lock, progress, run
 from fer_keras import suite as suites
 from fer_keras.params import PATHS
 
+# A misspelled one would be passed over in silence, and with `suit=best` the demo run.
+SETTINGS = ("suite", "sweep", "ferplus", "gflops", *PATHS)
+for name in config:
+    if name not in SETTINGS:
+        raise WorkflowError(
+            f"There is no setting {name!r}: `--config` takes {', '.join(SETTINGS)}. The parameters of runs stand in params/."
+        )
 SWEEP = str(config.get("sweep", ""))
 SUITES = str(config.get("suite", "demo")).split(",")
 if config.get("ferplus"):
@@ -29,6 +36,9 @@ try:
         raise ValueError(f"Every run of {', '.join(SUITES)} needs a path that is not given: {next(iter(ALL.values())).missing}.")
     if SWEEP:
         suites.check(JOBS.values())
+    for name in PATHS:
+        if len(found := sorted({job.params[name] for job in JOBS.values() if job.params.get(name)})) > 1:
+            raise ValueError(f"These suites have different `{name}`: {', '.join(found)}. Give them one: --config {name}=PATH")
 except (OSError, ValueError) as error:
     raise WorkflowError(str(error)) from None
 # A training that several suites have is made by the first and taken over by the others, which wait for it.
@@ -64,6 +74,8 @@ FOUND = "{RESULTS:q}/{wildcards.suite}/{wildcards.experiment:q}/seed-{wildcards.
 PLACES = " ".join(f"-p {name} {shlex.quote(path)}" for name, path in GIVEN.items())
 # As many runs at a time as there are GPUs to share out, each with its part of the cores.
 RUNS = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
+# On a cluster it shares out the GPUs itself.
+ONE_GPU = "" if workflow.remote_exec else gpus.one_each(int(RUNS))
 # On a cluster the profile says how many cores a run takes (set-threads), as its nodes, which read this file again, may
 # have others than this machine.
 CORES = None if workflow.remote_exec else workflow.global_resources["_cores"].value
@@ -129,7 +141,8 @@ rule train_or_average:
         mem_mb=lambda w: cost.resources(job(w).params, GFLOPS)["mem_mb"],
         runtime=lambda w: cost.resources(job(w).params, GFLOPS)["runtime"],
     shell:
-        EXECUTED.format(
+        "{ONE_GPU}"
+        + EXECUTED.format(
             name="{params.notebook}", notebook="{log:q}", given="--parameters_base64 {params.given} {PLACES}"
         )
         # Snakemake looks for the results where it put the notebook; in a store that is not the run's folder.

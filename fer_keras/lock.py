@@ -34,6 +34,8 @@ BEAT, DEAD = 15.0, 180.0
 # Seconds between two looks of one who waits, and between two words about it: papermill saves a notebook when something
 # is said in it, but not so soon after it has begun the cell.
 POLL, REMIND = 1.0, 40.0
+# Seconds after which, where the kernel knows no locks, the note of one who looked at the same moment is seen.
+SETTLE = 0.5
 # Set by the Snakefile: wait for a process that an earlier command left behind, in place of an error.
 WAIT = "FER_KERAS_WAIT"
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -195,13 +197,22 @@ def _in_the_way(file: int, path: Path) -> dict | None:
         known = False
     note = _read(path)
     # Of this host, the kernel knows that the process that left its note is dead; of another, it may not.
-    if not note or (known and fcntl and note.get("host") == socket.gethostname()):
+    if known and fcntl and note.get("host", socket.gethostname()) == socket.gethostname():
         return None
-    if not _alive(note, path, _file_systems_now(path.parent)):
-        return None
-    if fcntl and known:
-        fcntl.flock(file, fcntl.LOCK_UN)
-    return note
+    if note and _alive(note, path, _file_systems_now(path.parent)):
+        if fcntl and known:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        return note
+    return None if fcntl and known else _outdone(file, path)
+
+
+def _outdone(file: int, path: Path) -> dict | None:
+    """Leave a note where nobody's is, and say whose is there a moment later, unless it is one's own: the last stays."""
+    own = _introduction()
+    _write(file, own)
+    time.sleep(SETTLE)
+    found = _read(path)
+    return found if found and any(found.get(name) != own[name] for name in ("pid", "host", "started")) else None
 
 
 def _alive(note: dict, path: Path, now: float) -> bool:

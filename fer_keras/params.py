@@ -8,6 +8,7 @@ import ast
 import contextlib
 import difflib
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,10 +101,14 @@ PARAMETERS = {
     "overrides": dict,
     "seeds": list,
 }
+# How deep a list or table may go: `overrides` holds tables, of which a `class_map` holds names.
+DEPTH = 4
 # They say which runs there are, and are resolved away.
 SUITE_ONLY = ("experiments", "overrides", "seeds")
 # They name the folder of a run, and change nothing in it: equal trainings under other names are one (see `run.adopt`).
 NAMES = ("suite", "sweep", "point")
+# A run has its folder by them: a suite cannot override them for one experiment.
+IDENTITY = ("experiment", "seed", *NAMES)
 # Of paths, readers are shown the last part.
 PATHS = ("data", "outputs", "ferplus_csv", "affectnet", "expw", "checkpoint")
 # They say where things are, not what a run does: changing them changes no result.
@@ -137,11 +142,17 @@ def check(name: str, value, where: str = ""):
     `1e-4`, which YAML reads as a string, and a whole number are taken as floats.
 
     Raises:
-        ParameterError: on an unknown name, with the nearest valid one, or a value of another type.
+        ParameterError: on an unknown name, with the nearest valid one, a value of another type, or a list or table that
+            holds what is neither text, a number, true, false, nor a list or table of these.
     """
     check_name(name, where)
     place = f" in {where}" if where else ""
     wanted = PARAMETERS[name]
+    if not _is_plain(value, DEPTH):
+        raise ParameterError(
+            f"The parameter {name!r}{place} may hold nothing but text, numbers, true, false, and lists and tables of "
+            f"these, {DEPTH} deep at most. Received: {reprlib.repr(value)}"
+        )
     if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             value = float(value)
@@ -150,6 +161,20 @@ def check(name: str, value, where: str = ""):
             f"The parameter {name!r}{place} must be {_describe(wanted)}. Received: {value!r} ({type(value).__name__})"
         )
     return value
+
+
+def _is_plain(value, depth: int) -> bool:
+    """Whether a list or table holds only what papermill writes as values.
+
+    YAML has sets and bytes, too: papermill puts them between quotes as they print, so that a quote in them would begin
+    code.
+    """
+    if isinstance(value, (list, dict)):
+        names = value if isinstance(value, dict) else ()
+        parts = value.values() if isinstance(value, dict) else value
+        plain = all(type(name) in (str, int) for name in names)
+        return depth > 0 and plain and all(_is_plain(part, depth - 1) for part in parts)
+    return value is None or type(value) in (str, int, float, bool) or depth == DEPTH  # whose type is checked below
 
 
 def check_name(name: str, where: str = "") -> None:
@@ -234,6 +259,10 @@ def resolve(defaults: Mapping, experiment: Mapping = {}, suite: Mapping = {}, co
             raise ParameterError(f"The overrides of {other} must be a table of parameters. Received: {content!r}")
         for key, value in (content or {}).items():
             check(key, value, f"overrides of {other}")
+            if key in IDENTITY:
+                raise ParameterError(
+                    f"The overrides of {other} cannot set {key!r}, which says which run it is. Take it out of them."
+                )
     merged |= overrides.get(name) or {}
     if "outputs" not in command_line and "outputs" in merged:
         _check_outputs(merged["outputs"], defaults.get("outputs"))

@@ -82,7 +82,8 @@ class Lines(logging.Handler):
         super().__init__()
         self.jobs, self.tell, self.queued = jobs, tell or partial(print, flush=True), queued
         self.waiting = dict.fromkeys(planned)
-        self.before = len(jobs) - len(self.waiting)
+        # Of the others some may be neither done nor asked for, as with `--batch` or one run's page as a target.
+        self.before = sum(place not in self.waiting and _done(job) for place, job in jobs.items())
         self.running: dict[int, tuple] = {}  # by Snakemake's number of the job
         self.finished, self.failed = [], []
         self.began, self.last, self.ended = time.monotonic(), "", threading.Event()

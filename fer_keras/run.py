@@ -81,9 +81,14 @@ def folder_of(suite: str, experiment: str, seed: int, outputs: str | Path = "out
         ValueError: if a name could lead out of `outputs`.
     """
     for name, value in (("suite", suite), ("experiment", experiment), *([("sweep", sweep)] if sweep else [])):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError(f"`{name}` must be a plain name of letters, digits, dots, dashes. Received: {value!r}")
+        check_name(name, value)
     return root() / Path(outputs).expanduser() / suite / sweep / experiment / f"seed-{seed}"
+
+
+def check_name(name: str, value: str) -> None:
+    """Refuse a name of a suite, experiment or sweep that could lead out of `outputs`."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(f"`{name}` must be a plain name of letters, digits, dots, dashes. Received: {value!r}")
 
 
 def place_of(name: str, seed: int) -> tuple[str, int]:
@@ -96,7 +101,7 @@ def place_of(name: str, seed: int) -> tuple[str, int]:
     Raises:
         ValueError: if it is no such name.
     """
-    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:/seed-(\d+))?", name)
+    found = isinstance(name, str) and re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:/seed-(\d+))?", name)
     if not found:
         raise ValueError(
             f"Another run is named by its experiment, or by experiment and seed as in tuned/seed-1. Received: {name!r}"

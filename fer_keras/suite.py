@@ -84,8 +84,11 @@ def jobs(
 
     Raises:
         FileNotFoundError, ParameterError: if a file or a parameter is wrong.
-        ValueError: if an experiment needs one that the suite does not have, or itself.
+        ValueError: if an experiment needs one that the suite does not have, or itself; or a name is none.
     """
+    run.check_name("suite", suite)
+    if sweep:
+        run.check_name("sweep", sweep)
     folder = Path(folder or params.root() / "params")
     content = read_suite(suite, folder)
     command_line = {name: params.check(name, value, "the command line") for name, value in command_line.items()}
@@ -93,16 +96,19 @@ def jobs(
     resolve = resolver(folder, content, command_line)
     resolved = {}
     for seed in (
-        varied.get("seeds") or content.get("seeds") or [params.notebook_defaults(params.root() / TRAIN)["seed"]]
+        varied.get("seeds")
+        or content.get("seeds")
+        or [content.get("seed", params.notebook_defaults(params.root() / TRAIN)["seed"])]
     ):
         resolved |= {(name, seed): resolve(name, {"seed": seed}) for name in content["experiments"]}
         if sweep:
             resolved |= _points(varied, seed, resolve)
+    _check_places(suite, resolved)
     # An ensemble whose members all say their seed is one run, and not one for each seed.
     first_of: dict[str, int] = {}
     for name, seed in list(resolved):
         members = resolved[name, seed][1].get("members")
-        if members and all("/" in member for member in members) and seed != first_of.setdefault(name, seed):
+        if members and all("/" in str(member) for member in members) and seed != first_of.setdefault(name, seed):
             del resolved[name, seed]
     if any(one.get("dataset", "fer2013") != "fer2013" for _, one in resolved.values()):
         raise params.ParameterError(
@@ -148,6 +154,29 @@ def jobs(
     return found
 
 
+def _check_places(suite: str, resolved: Mapping) -> None:
+    """Refuse runs whose parameters name other places than the suite's, where Snakemake would look for them."""
+    values: dict[str, set] = {}
+    for (name, seed), (_, one) in resolved.items():
+        if seed < 0:
+            raise params.ParameterError(f"A seed is a whole number from 0 on. Received: {seed}")
+        sweep, _, point = name.rpartition("/")
+        for key, value in {"suite": suite, "sweep": sweep, "point": point if sweep else ""}.items():
+            if one.get(key, value) != value:
+                raise params.ParameterError(
+                    f"{name} says `{key}: {one[key]}`, which a file of a suite's runs cannot set. Take it out."
+                )
+        for key in (*params.PATHS, "drawn_faces"):
+            if one.get(key):
+                values.setdefault(key, set()).add(one[key])
+    for key, found in values.items():
+        if len(found) > 1:
+            raise params.ParameterError(
+                f"The runs of a suite share their `{key}`, and those of {suite!r} have {len(found)}: "
+                f"{', '.join(sorted(map(str, found)))}. Make a suite of each."
+            )
+
+
 def read_suite(suite: str, folder: Path) -> dict:
     """The content of a suite's file, checked.
 
@@ -157,6 +186,8 @@ def read_suite(suite: str, folder: Path) -> dict:
     content = read_named(folder / "suites" / f"{suite}.yaml", "suite")
     if not content.get("experiments"):
         raise params.ParameterError(f"{folder}/suites/{suite}.yaml must list its `experiments`.")
+    for name in content["experiments"]:
+        run.check_name("experiment", name)
     return content
 
 

@@ -116,6 +116,8 @@ def test_the_experiment_of_the_command_line_chooses_its_overrides():
         ({"overrides": {"b": {"epoch": 3}}}, "'epoch' in overrides of b. Did you mean 'epochs'"),
         ({"overrides": {"b": {"epochs": 0.5}}}, "'epochs' in overrides of b must be a whole number"),
         ({"overrides": {"b": 3}}, "overrides of b must be a table"),
+        ({"overrides": {"b": {"experiment": "a"}}}, "overrides of b cannot set 'experiment', which says which run"),
+        ({"overrides": {"b": {"suite": "other"}}}, "overrides of b cannot set 'suite'"),
         ({"overrides": ["b"]}, "'overrides' must be a table"),
         ({"epoch": 3}, "Did you mean 'epochs'"),
         ({"epochs": "3"}, "'epochs' must be a whole number"),
@@ -176,6 +178,39 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(params.ParameterError, match=message):
         params.read(tmp_path / "a.yaml")
+
+
+# A quote in what papermill writes as it prints would begin code.
+CODE = """'"}; import os; os.system("touch ran") #'"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"class_map: {{a: !!set {{{CODE}}}}}",
+        f"members: [!!set {{{CODE}}}]",
+        "class_map: {a: !!binary Iic=}",
+        "class_map: {!!binary Iic=: a}",
+        "members: [2026-01-01]",
+        f"overrides: {{tuned: {{class_map: {{a: [!!set {{{CODE}}}]}}}}}}",
+        "class_map: &a {a: *a}",
+    ],
+)
+def test_a_list_or_table_holds_nothing_that_papermill_could_write_as_code(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(params.ParameterError, match=r"in .*a\.yaml may hold nothing but text, numbers"):
+        params.read(tmp_path / "a.yaml")
+
+
+def test_text_in_a_list_or_table_reaches_the_notebook_as_text():
+    from papermill.translators import PythonTranslator
+
+    hostile = [CODE, '"', "'", "\\", '\\"', "a\nb", '"""', "{x}", "#"]
+    for value in (hostile, {text: [text, {text: 1}] for text in hostile}):
+        name = "members" if isinstance(value, list) else "class_map"
+        namespace = {}
+        exec(PythonTranslator.codify({name: params.check(name, value)}), namespace)
+        assert namespace[name] == value
 
 
 def test_a_folder_and_a_file_that_is_no_text_are_refused(tmp_path):

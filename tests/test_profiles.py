@@ -33,7 +33,7 @@ def project(tmp_path):
         )
         return done.returncode, done.stdout + done.stderr
 
-    call.folder = tmp_path
+    call.folder, call.environment = tmp_path, environment
     return call
 
 
@@ -56,16 +56,32 @@ def test_a_profile_plans_all_runs_and_asks_for_what_is_estimated(project, name):
 
 
 def test_the_default_profile_is_as_it_was(project):
-    words = ["--dry-run", "--quiet", "host", "--cores", "6", "--resources", "gpu=2"]
+    project.environment["CUDA_VISIBLE_DEVICES"] = "0,1"
+    words = ["--dry-run", "--quiet", "host", "--printshellcmds", "--cores", "6", "--resources", "gpu=2"]
     code, said = project(*words, "--config", "suite=demo", "--set-resources", "train_or_average:runtime=600")
     assert code == 0 and len(runs(said)) == 7, said
     assert all("gpu=1" in part and "threads: 3" in part and "runtime=600" in part for part in runs(said)), said
+    assert all("export CUDA_VISIBLE_DEVICES" in part for part in runs(said)), "each run has a GPU of its own"
 
 
 def test_a_speed_that_is_none_is_one_sentence(project):
     for speed in ("0", "fast"):
         code, said = project("--dry-run", "--config", "suite=demo", f"gflops={speed}")
         assert code and speed in said and "Traceback" not in said
+
+
+def test_a_setting_that_is_none_is_one_sentence(project):
+    code, said = project("--dry-run", "--config", "suit=best")
+    assert code and "There is no setting 'suit': `--config` takes suite, sweep" in said and "Traceback" not in said
+
+
+def test_suites_with_different_faces_are_refused(project):
+    path = project.folder / "params/suites/pair.yaml"
+    (path.parent / "other.yaml").write_text(
+        path.read_text().replace("suite: pair", "suite: other") + "outputs: outputs/o\n"
+    )
+    code, said = project("--dry-run", "--config", "suite=pair,other")
+    assert code and "have different `outputs`: outputs, outputs/o. Give them one" in said and "Traceback" not in said
 
 
 def test_results_go_through_a_store_as_they_must_on_kubernetes(project):

@@ -109,6 +109,7 @@ def test_lines_follow_the_runs(jobs, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     told = []
+    finish(job(jobs, "baseline"))
     lines = progress.Lines(jobs, [place for place in jobs if place[1] != "baseline"], told.append)
     lines.emit(event("job_info", jobid=9, rule_name="summary", wildcards={}))
     lines.emit(start(1, "tuned"))
@@ -132,7 +133,6 @@ def test_lines_follow_the_runs(jobs, monkeypatch):
     assert told[-1].endswith("2 of 7 runs done, 1 failed, about 60 s left")
     lines.emit(event("job_finished", job_id=77))
     lines.close()
-    finish(job(jobs, "baseline"))
     text = progress.summary(jobs, lines.failed)
     assert "2 of 7 runs are done." in text and "Not begun, since they need them: ensemble." in text
     assert (
@@ -140,6 +140,16 @@ def test_lines_follow_the_runs(jobs, monkeypatch):
         in text
     )
     assert f"{job(jobs, 'tuned').folder}/report.html" in text and "smote/seed-0/report.html" not in text
+
+
+def test_a_run_that_is_neither_asked_for_nor_done_does_not_count_as_done(jobs):
+    told = []
+    finish(job(jobs, "baseline"))
+    lines = progress.Lines(jobs, [("demo", "tuned", 0)], told.append)
+    lines.emit(start(1, "tuned"))
+    lines.emit(event("job_finished", job_id=1))
+    lines.close()
+    assert [line.split("  ")[1] for line in told] == ["1 of 7 runs done, 1 running (tuned)", "2 of 7 runs done"]
 
 
 def test_on_a_cluster_what_waits_in_the_queue_is_not_running(jobs, monkeypatch):

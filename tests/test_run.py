@@ -385,6 +385,51 @@ def test_the_state_of_a_run(faces, tmp_path, monkeypatch):
     assert run.state(tuned) == run.state(ros) == "stale"
 
 
+def test_killed_between_any_two_steps_a_training_leaves_no_mixture_with_the_one_before(faces, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def until(n, patched):
+        """Kill before the n-th file is renamed or removed."""
+        left = [n]
+
+        def counted(function):
+            def step(*given, **named):
+                if left[0] == 0:
+                    raise Killed
+                left[0] -= 1
+                return function(*given, **named)
+
+            return step
+
+        for owner, name in ((storage.os, "replace"), (Path, "unlink")):
+            patched.setattr(owner, name, counted(getattr(owner, name)))
+
+    killed = True
+    for n in range(40):
+        folder = finish(tmp_path / str(n), "tuned", {"test": faces})
+        storage.write_json(folder / "metrics.json", {})
+        run.begin(folder, "new")
+        storage.write_arrays(run.checkpoint_path(folder), note=np.array("whole"))
+        with monkeypatch.context() as patched:
+            patched.setattr(Weights, "content", b"others")
+            until(n, patched)
+            try:
+                run.save_training(folder, PARAMS, "new", {"test": faces}, pd.DataFrame({"epoch": [1]}), Weights(), 1.0)
+                killed = False
+            except Killed:
+                pass
+        found = run.read_environment(folder)
+        if found is None:  # what resuming needs is there
+            assert run.checkpoint_path(folder).exists() and (folder / "started.json").exists(), n
+        else:
+            assert storage.file_hash(folder / "model.keras") == found["model_sha256"], n
+            assert (folder / "predictions.npz").exists() == (found["key"] == "key of tuned"), n
+        if not killed:
+            break
+    assert 10 < n < 39
+
+
 def test_training_again_takes_back_what_the_old_weights_gave(faces, tmp_path):
     folder = finish(tmp_path, "tuned", {"test": faces})
     (folder / "metrics.json").write_text("{}")

@@ -222,11 +222,44 @@ def test_snakemake_and_papermill_resolve_alike():
         ("suites/demo", {"experiments": ["tunde"]}, FileNotFoundError, "Did you mean 'tuned'"),
         ("suites/demo", {"seeds": ["a"]}, params.ParameterError, "'seed' must be a whole number"),
         ("suites/demo", {"overrides": {"tunde": {}}}, params.ParameterError, "Did you mean 'tuned'"),
+        ("suites/demo", {"experiments": [{"a": "b"}]}, ValueError, "`experiment` must be a plain name"),
+        ("suites/demo", {"experiments": ["../params/tuned"]}, ValueError, "`experiment` must be a plain name"),
+        ("suites/demo", {"seeds": [-1]}, params.ParameterError, "from 0 on. Received: -1"),
+        ("suites/demo", {"point": "p"}, params.ParameterError, "says `point: p`"),
+        ("tuned", {"sweep": "x"}, params.ParameterError, "tuned says `sweep: x`"),
+        ("ensemble", {"members": [1]}, ValueError, "Another run is named by its experiment.* Received: 1"),
+        (
+            "tuned",
+            {"outputs": "outputs/mine"},
+            params.ParameterError,
+            "share their `outputs`, and those of 'demo' have 2: outputs, outputs/mine",
+        ),
+        (
+            "suites/demo",
+            {"overrides": {"tuned": {"drawn_faces": 70}}},
+            params.ParameterError,
+            "share their `drawn_faces`, and those of 'demo' have 2: 1600, 70",
+        ),
     ],
 )
 def test_a_suite_that_cannot_run_is_refused(files, file, values, error, message):
     with pytest.raises(error, match=message):
         suite.jobs("demo", folder=files(file, **values), fingerprint="f")
+
+
+def test_a_suites_seed_is_that_of_its_runs(files):
+    found = suite.jobs("demo", folder=files("suites/demo", seed=5), fingerprint="f")
+    assert {seed for _, seed in found} == {5} and {job.params["seed"] for job in found.values()} == {5}
+
+
+@pytest.mark.parametrize("name", ["../other", "..", "/etc/passwd", "a b", "", "demo;ls"])
+def test_a_name_that_could_lead_out_of_outputs_is_refused(files, name):
+    folder = files("other", suite="other", sweep="other", experiments=["tuned"], experiment=None)
+    with pytest.raises(ValueError, match="`suite` must be a plain name"):
+        suite.jobs(name, folder=folder, fingerprint="f")
+    if name:
+        with pytest.raises(ValueError, match="`sweep` must be a plain name"):
+            suite.jobs("demo", folder=folder, fingerprint="f", sweep=name)
 
 
 def test_an_unknown_suite_or_parameter_is_refused():
