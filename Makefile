@@ -2,7 +2,8 @@
 # make test     the tests
 # make report   the same on real faces: make report DATA=/path/to/fer2013.csv SUITE=official
 #               FERPLUS=, AFFECTNET=, EXPW=, CHECKPOINT= give the paths that some runs need
-#               CLUSTER=slurm makes each run a job of a cluster, here and below: docs/clusters.md
+#               GPUS=4 makes four runs at a time, each on a GPU of its own, here and below
+#               CLUSTER=slurm makes each run a job of a cluster: docs/clusters.md
 # make worth    the three protocols side by side: make worth DATA=/path/to/fer2013.csv SIZE=cpu (on a GPU without SIZE)
 #               FERPLUS=/path/to/fer2013new.csv adds a second opinion on the labels
 # make tune     a sweep over optimizers, regularizers and schedules: make tune DATA=/path/to/fer2013.csv SUITE=official-cpu SWEEP=tuning
@@ -18,13 +19,14 @@ SIZE ?=
 SWEEP ?= tuning
 SEARCH ?= tuning
 CLUSTER ?=
+GPUS ?=
 comma := ,
 space := $(subst ,, )
 VENV := .venv
 BIN := $(VENV)/bin
 # The programs that Snakemake and the notebooks call are the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SNAKEMAKE := snakemake$(if $(CLUSTER), --workflow-profile profiles/$(CLUSTER))
+SNAKEMAKE := snakemake$(if $(CLUSTER), --workflow-profile profiles/$(CLUSTER))$(if $(GPUS), --resources gpu=$(GPUS))
 READY := $(VENV)/.ready-$(BACKEND)
 
 # Paths that the command line gives, absolute, since notebooks and Snakemake may run elsewhere; `drawn` is none.
@@ -76,8 +78,9 @@ search: $(READY)
 	papermill notebooks/search.ipynb outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb -p suite $(SUITE) -p search $(SEARCH) $(if $(DATA),-p data "$(if $(filter drawn,$(DATA)),drawn,$$(realpath "$(DATA)"))")
 	fer-keras render outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb
 
+# Two files of tests at a time on two cores: most of a test is Python, tracing or waiting for a process.
 test: $(READY)
-	python -m pytest
+	python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-jax: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[jax]'
