@@ -315,7 +315,18 @@ def load_scored(folder: Path):
 
 
 def _tta(folder: Path) -> str:
-    return yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8")).get("tta", "none")
+    return _params(folder).get("tta", "none")
+
+
+def _params(folder: Path, of_member: bool = False) -> dict:
+    """A run's parameters; those that say what faces it has are, of an ensemble, its members'."""
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    if of_member and params.get("members"):
+        from fer_keras import run  # not above: a model that is exported already is loaded without it
+
+        with contextlib.suppress(FileNotFoundError):  # a member that is no longer there
+            return _params(run.members(folder)[0])
+    return params
 
 
 def with_mirror_image(model):
@@ -354,7 +365,7 @@ def describe(folder: Path) -> dict:
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         environment = json.loads((folder / "environment.json").read_text())
-        tta = _tta(folder)
+        tta, labels = _tta(folder), _params(folder, of_member=True).get("labels")
         there = (folder / "model.keras").exists()
     except (OSError, json.JSONDecodeError):
         there = False
@@ -366,6 +377,7 @@ def describe(folder: Path) -> dict:
     names = ("suite", "experiment", "seed", "data", "protocol", "class_names")
     about = {name: metrics[name] for name in names}
     about |= {name: environment[name] for name in ("git_commit", "model_sha256", "key")} | {"tta": tta}
+    about |= {"labels": labels} if labels == "ferplus" else {}
     kept = ("n", "top1", "top2", "top3", "balanced_accuracy", "f1_macro", "log_loss", "calibration_error")
     for role in ("validation", "test"):
         scores = metrics["sets"].get(role, {})
