@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -315,6 +316,9 @@ def load_scored(folder: Path):
 
 
 def _tta(folder: Path) -> str:
+    """How the run was scored. Its parameters say how it was when it trained; later scoring is in its predictions."""
+    with contextlib.suppress(FileNotFoundError, KeyError):  # there are none, or from before there were two kinds
+        return str(storage.read_arrays(folder / "predictions.npz", ["tta"])["tta"])
     return _params(folder).get("tta", "none")
 
 
@@ -367,7 +371,7 @@ def describe(folder: Path) -> dict:
         environment = json.loads((folder / "environment.json").read_text())
         tta, labels = _tta(folder), _params(folder, of_member=True).get("labels")
         there = (folder / "model.keras").exists()
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError, zipfile.BadZipFile):
         there = False
     if not there:
         raise ExportError(

@@ -41,7 +41,9 @@ def finish(folder, network, faces, **params):
     some = faces.take(np.arange(40))
     parts = {"train": faces.take(np.arange(100, 140)), "test": some}
     run.save_training(folder, params, "the key", parts, None, network, 1.0)
-    found = run.predictions(folder, {"validation": some, "test": some}, lambda images: predict(network, images))
+    tta = params.get("tta", "none")
+    sets = {"validation": some, "test": some}
+    found = run.predictions(folder, sets, lambda images: predict(network, images, tta), tta)
     run.save_metrics(folder, params, "the key", found, "official", {}, {})
     return folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_classifier import finish, network
 
-from fer_keras import evaluate, export, model
+from fer_keras import evaluate, export, model, run
 from fer_keras.classifier import ExpressionClassifier
 from fer_keras.cli import main
 from fer_keras.data import CLASS_NAMES
@@ -45,6 +45,17 @@ def test_a_file_answers_as_the_run_was_scored(run_, faces, expected, tmp_path, f
     else:
         assert json.loads(about[format].read_text())["class_names"] == list(CLASS_NAMES)
     assert not list(path.parent.glob(".writing*"))
+
+
+def test_a_run_that_was_scored_anew_answers_as_it_is_scored_now(run_, faces, tmp_path):
+    """Its parameters keep saying how it was scored when it trained."""
+    folder, made = tmp_path / "seed-0", run_[1]
+    finish(folder, made, faces)
+    sets = {"test": faces.take(range(40))}
+    found = run.predictions(folder, sets, lambda images: evaluate.predict(made, images, "flip"), "flip")
+    assert run.read_params(folder).get("tta", "none") == "none" and export.describe(folder)["tta"] == "flip"
+    answers = export.READERS["onnx"](export.to_onnx(folder))(sets["test"].images)
+    assert np.abs(answers - found["test"].probabilities).max() < 1e-4
 
 
 def test_a_pooling_network_in_float16_is_half_as_large(faces, tmp_path):

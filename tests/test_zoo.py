@@ -1,7 +1,6 @@
 """The zoo: an entry from a finished run, its file checked whenever it is loaded."""
 
 import json
-import re
 import shutil
 import socketserver
 import threading
@@ -139,9 +138,8 @@ def test_an_audit_and_other_data_are_told(finished, faces, tmp_path, monkeypatch
 
 def change(folder, name, **values):
     path = folder / name
-    if name == "params.yaml":
-        text = re.sub(r"(?m)^tta: .*$", f"tta: {values['tta']}", path.read_text())
-        path.write_text(text)
+    if name == "predictions.npz":
+        storage.write_arrays(path, **storage.read_arrays(path) | values)
     else:
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -149,7 +147,7 @@ def change(folder, name, **values):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("params.yaml", {"tta": "ten_crop"}, "was scored over ten crops, .* Score it anew"),
+        ("predictions.npz", {"tta": "ten_crop"}, "was scored over ten crops, .* Score it anew"),
         ("metrics.json", {"protocol": "study"}, "is a run under `study`, whose test faces train"),
         ("metrics.json", {"chosen_by": {"role": "test", "n": 40}}, "was chosen by its test faces, as published"),
         ("metrics.json", {"class_names": sorted(CLASS_NAMES)}, "are angry, disgust, fear, happy, neutral, sad"),
