@@ -114,10 +114,11 @@ def export(
     about |= {"class_names": list(class_names), "image_size": size, "channels": channels}
     about |= {"fer_keras_format": FORMAT, "fer_keras": __version__}
     about |= {"weights": "int8"} if int8 else {"weights": "float16"} if float16 else {}
+    fixed = _as_in_prediction(model)
     # A model from a file has no call to trace yet.
-    model(np.zeros((1, *size, channels), "uint8"), training=False)
+    fixed(np.zeros((1, *size, channels), "uint8"))
     with _replacing(path, format) as temporary:
-        WRITERS[format](model, temporary, about, calibration, float16)
+        WRITERS[format](fixed, temporary, about, calibration, float16)
         found = agreement(model, temporary, format, calibration[:100] if int8 else some_faces((*size, channels)))
         if (found["mean"] > INT8_TOLERANCE) if int8 else (found["largest"] > TOLERANCE):
             raise ExportError(
@@ -128,6 +129,15 @@ def export(
     if format == "litert":
         storage.write_json(path.with_suffix(".json"), about)
     return path, found
+
+
+def _as_in_prediction(model):
+    """The model with every layer as in prediction: Keras exports a call that does not say which, and `CenterCrop` then
+    takes it, and with it the normalisations behind it, to be in training."""
+    from keras import Model, layers
+
+    inputs = layers.Input(model.input_shape[1:], dtype="uint8", name="faces")
+    return Model(inputs, model(inputs, training=False), name="net")
 
 
 @contextlib.contextmanager
