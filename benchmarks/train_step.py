@@ -4,7 +4,9 @@ The same VGGNet, batch, precision and optimizer (SGD, Nesterov momentum), each i
 other in one run: Keras on TensorFlow, with and without oneDNN, and on JAX, through `fer_keras.train.fit`; PyTorch with
 channels last, eager and compiled; and a loop of the reference's kind (github.com/usef-kh/fer): Pillow changes each face
 in two worker processes, and ten crops of 40×40 of it train. PyTorch and JAX are looked for in the environments whose
-interpreters you name; what is not named is left out. In float32, and in bfloat16 where the processor multiplies it.
+interpreters you name; what is not named is left out. In float32, and in bfloat16 where the GPU or the processor
+multiplies it. Each trains on the GPU, if it sees one (`CUDA_VISIBLE_DEVICES=""` hides it); on a GPU nothing of this has
+been tried yet.
 
 Prints faces a second (the median step's), operations a second as counted from the layers' shapes, their share of the
 highest rate of a plain matrix product of the same precision that any of the processes measured, which is the limit, and
@@ -25,15 +27,6 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 WAYS = ("keras-tensorflow", "keras-tensorflow-plain", "keras-jax", "torch-eager", "torch-compile", "reference")
 FILTERS, UNITS, CLASSES = (64, 128, 256, 512), 4096, 7
-
-
-def fast_bfloat16():
-    """Whether the processor multiplies bfloat16, by what Linux says of it."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def rate(step, repeat):
@@ -80,6 +73,12 @@ def keras_rates(precision, width, batch, steps):
     return batch / np.median(np.diff(clock.ends)[2:]), product * 2 * 4096**3
 
 
+def torch_device():
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def torch_network(side, width):
     from torch import nn
 
@@ -93,7 +92,7 @@ def torch_network(side, width):
     units = max(1, round(UNITS * width))
     layers += [nn.Flatten(), nn.Linear(channels * (side // 16) ** 2, units), nn.ReLU(), nn.Dropout(0.2)]
     layers += [nn.Linear(units, units), nn.ReLU(), nn.Dropout(0.2), nn.Linear(units, CLASSES)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers).to(torch_device())
 
 
 def torch_step(network, precision, compiled=False, **options):
@@ -103,7 +102,7 @@ def torch_step(network, precision, compiled=False, **options):
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True, **options)
 
     def loss_of(images, labels):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(torch_device(), torch.bfloat16, enabled=precision == "bfloat16"):
             return torch.nn.functional.cross_entropy(network(images).float(), labels)
 
     forward = torch.compile(loss_of) if compiled else loss_of
@@ -123,15 +122,17 @@ def torch_rates(precision, width, batch, steps, compiled):
 
     network = torch_network(48, width).to(memory_format=torch.channels_last)
     step = torch_step(network, precision, compiled)
-    images, labels = torch.randint(0, 256, (batch * 8, 1, 48, 48)).byte(), torch.randint(0, CLASSES, (batch * 8,))
+    on = {"device": torch_device()}
+    images = torch.randint(0, 256, (batch * 8, 1, 48, 48), **on).byte()
+    labels = torch.randint(0, CLASSES, (batch * 8,), **on)
 
     def one():
-        at = torch.randint(0, len(images), (batch,))
+        at = torch.randint(0, len(images), (batch,), **on)
         step((images[at].float() / 255).contiguous(memory_format=torch.channels_last), labels[at])
 
     faces = batch * rate(one, steps)
-    left = torch.randn(4096, 4096).to(getattr(torch, precision))
-    return faces, rate(lambda: left @ left, 4) * 2 * 4096**3
+    left = torch.randn(4096, 4096, **on).to(getattr(torch, precision))
+    return faces, rate(lambda: (left @ left)[:1, :1].cpu(), 4) * 2 * 4096**3
 
 
 class Changed:
@@ -180,7 +181,7 @@ def reference_rates(precision, width, batch, steps):
 
     def one():
         crops, labels = next(batches)
-        step(crops.flatten(0, 1), labels.repeat_interleave(10))
+        step(crops.flatten(0, 1).to(torch_device()), labels.repeat_interleave(10).to(torch_device()))
 
     return batch * rate(one, steps), 0.0
 
@@ -209,16 +210,18 @@ def main():
     if given.measure:
         print(json.dumps(list(map(float, measure(*given.measure, given.width, given.batch, given.steps)))))
         return
-    from fer_keras.cost import operations  # here: an environment with PyTorch alone measures, too
+    from fer_keras import precision as precision_  # here: an environment with PyTorch alone measures, too
+    from fer_keras.cost import operations
 
     pythons = {"keras-tensorflow": sys.executable, "keras-jax": given.jax_python}
     pythons |= {"keras-tensorflow-plain": sys.executable} | dict.fromkeys(WAYS[3:], given.torch_python)
     for way in given.ways:
         if not pythons[way]:
             print(f"{way}: left out, as no interpreter was named for it")
-    precisions = ["float32", *(["bfloat16"] if fast_bfloat16() else [])]
+    fastest, why = precision_.fastest()
+    precisions = ["float32", *(["bfloat16"] if fastest != "float32" else [])]
     if len(precisions) == 1:
-        print("bfloat16: left out, as this processor does not multiply it")
+        print(f"bfloat16: left out, since {why}")
     faces, products = {}, {}
     for precision in precisions:
         for way in given.ways:

@@ -169,9 +169,10 @@ class ExpressionClassifier:
         sentence = f"Model {name}"
         if test := about.get("test"):
             low, high = test["top1_interval"]
+            labels = f" with the labels of {about['labels']}" if "labels" in about else ""
             sentence += (
                 f": top-1 {100 * test['top1']:.2f} ({100 * low:.1f}–{100 * high:.1f}) % of {test['n']:,} test faces of "
-                f"{about.get('data', 'unknown data')} under {about.get('protocol', 'an unknown protocol')}"
+                f"{about.get('data', 'unknown data')}{labels} under {about.get('protocol', 'an unknown protocol')}"
             )
             if about.get("tta") == "ten_crop":
                 sentence += ", over ten crops, of which the central one is used here"
@@ -218,9 +219,13 @@ class ExpressionClassifier:
             made_of = {"tta": "none"} | loaded[1]  # a file that says nothing was written before there were two kinds
             if about is None or all(made_of.get(part) == about[part] for part in ("model_sha256", "tta")):
                 return loaded
+        from fer_keras.run import RunError
+
         try:
             self._say(f"Exporting {folder / 'model.keras'} to ONNX, once.")
             return _onnx(to_onnx(folder), threads)
+        except RunError as error:
+            raise ModelError(str(error)) from None
         except (ExportError, OSError) as error:
             self._say(f"{error} Until then Keras runs the model, which starts more slowly.")
             return _keras(folder, about)
@@ -328,8 +333,11 @@ def _keras(folder: Path, about: dict | None):
         raise ModelError(f"{folder} holds no finished run.")
     try:
         from fer_keras.export import load_scored
+        from fer_keras.run import RunError
 
         model = load_scored(folder)
+    except RunError as error:
+        raise ModelError(str(error)) from None
     except ImportError as error:
         raise ModelError(f"{folder} needs Keras with a backend: pip install -e '.[cpu]' ({error}).") from None
     *size, channels = model.inputs[0].shape[1:]

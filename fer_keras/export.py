@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -113,10 +114,11 @@ def export(
     about |= {"class_names": list(class_names), "image_size": size, "channels": channels}
     about |= {"fer_keras_format": FORMAT, "fer_keras": __version__}
     about |= {"weights": "int8"} if int8 else {"weights": "float16"} if float16 else {}
+    fixed = _as_in_prediction(model)
     # A model from a file has no call to trace yet.
-    model(np.zeros((1, *size, channels), "uint8"), training=False)
+    fixed(np.zeros((1, *size, channels), "uint8"))
     with _replacing(path, format) as temporary:
-        WRITERS[format](model, temporary, about, calibration, float16)
+        WRITERS[format](fixed, temporary, about, calibration, float16)
         found = agreement(model, temporary, format, calibration[:100] if int8 else some_faces((*size, channels)))
         if (found["mean"] > INT8_TOLERANCE) if int8 else (found["largest"] > TOLERANCE):
             raise ExportError(
@@ -127,6 +129,15 @@ def export(
     if format == "litert":
         storage.write_json(path.with_suffix(".json"), about)
     return path, found
+
+
+def _as_in_prediction(model):
+    """The model with every layer as in prediction: Keras exports a call that does not say which, and `CenterCrop` then
+    takes it, and with it the normalisations behind it, to be in training."""
+    from keras import Model, layers
+
+    inputs = layers.Input(model.input_shape[1:], dtype="uint8", name="faces")
+    return Model(inputs, model(inputs, training=False), name="net")
 
 
 @contextlib.contextmanager
@@ -315,7 +326,21 @@ def load_scored(folder: Path):
 
 
 def _tta(folder: Path) -> str:
-    return yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8")).get("tta", "none")
+    """How the run was scored. Its parameters say how it was when it trained; later scoring is in its predictions."""
+    with contextlib.suppress(FileNotFoundError, KeyError):  # there are none, or from before there were two kinds
+        return str(storage.read_arrays(folder / "predictions.npz", ["tta"])["tta"])
+    return _params(folder).get("tta", "none")
+
+
+def _params(folder: Path, of_member: bool = False) -> dict:
+    """A run's parameters; those that say what faces it has are, of an ensemble, its members'."""
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    if of_member and params.get("members"):
+        from fer_keras import run  # not above: a model that is exported already is loaded without it
+
+        with contextlib.suppress(FileNotFoundError):  # a member that is no longer there
+            return _params(run.members(folder)[0])
+    return params
 
 
 def with_mirror_image(model):
@@ -354,9 +379,9 @@ def describe(folder: Path) -> dict:
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         environment = json.loads((folder / "environment.json").read_text())
-        tta = _tta(folder)
+        tta, labels = _tta(folder), _params(folder, of_member=True).get("labels")
         there = (folder / "model.keras").exists()
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError, zipfile.BadZipFile):
         there = False
     if not there:
         raise ExportError(
@@ -366,6 +391,7 @@ def describe(folder: Path) -> dict:
     names = ("suite", "experiment", "seed", "data", "protocol", "class_names")
     about = {name: metrics[name] for name in names}
     about |= {name: environment[name] for name in ("git_commit", "model_sha256", "key")} | {"tta": tta}
+    about |= {"labels": labels} if labels == "ferplus" else {}
     kept = ("n", "top1", "top2", "top3", "balanced_accuracy", "f1_macro", "log_loss", "calibration_error")
     for role in ("validation", "test"):
         scores = metrics["sets"].get(role, {})

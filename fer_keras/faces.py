@@ -292,12 +292,13 @@ def yunet_file(path: str | Path | None = None) -> Path:
 
 
 def _download(url: str, by_hand: str) -> bytes:
+    import http.client
     import urllib.request
 
     try:
         with urllib.request.urlopen(url, timeout=20) as answer:
             return answer.read(YUNET_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"The face detector YuNet could not be downloaded: {reason}. {by_hand}") from None
 

@@ -19,6 +19,8 @@ import re
 import shutil
 import subprocess
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -383,10 +385,33 @@ def checkpoint_path(folder: Path) -> Path:
 
 
 def load_model(folder: Path):
-    """The trained model of a run, without running code from the file."""
+    """The trained model of a run, without running code from the file.
+
+    Raises:
+        RunError: if the file is truncated or damaged.
+    """
     import keras
 
-    return keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True)
+    path = folder / "model.keras"
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception:  # Keras, zipfile and h5py raise many kinds
+        if _is_whole(path):
+            raise
+        size = f"has {path.stat().st_size:,} bytes" if path.exists() else "is not there"
+        raise RunError(
+            f"{path} {size} and cannot be read: it is truncated or damaged. Copy it again, or train it anew: the run's "
+            "command with `-p retrain true`."
+        ) from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a `.keras` file, which is a ZIP file, holds what was written."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def load_roles(folder: Path, faces: Faces, without: Sequence[str] = ()) -> dict[str, Faces]:

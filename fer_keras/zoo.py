@@ -129,6 +129,7 @@ def check(path: Path, expected: Mapping, called: str) -> None:
 
 
 def _download(url: str, kept: Path, expected: Mapping) -> Path:
+    import http.client
     import urllib.request
 
     with storage.replacing(kept) as temporary:
@@ -139,7 +140,7 @@ def _download(url: str, kept: Path, expected: Mapping) -> Path:
                 while left > 0 and (block := answer.read(min(left, 2**20))):
                     file.write(block)
                     left -= len(block)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise ZooError(
                 f"The file of {expected['name']!r} could not be downloaded from {url}: {reason}. Download it by hand "
@@ -169,12 +170,14 @@ def add(
     Returns:
         The card: name, file, size, sha256, url, format; class_names, image_size, channels, weights (their number),
         answer (what one answer is the mean of), largest_difference (from Keras); run (suite, experiment, seed, data,
-        protocol, key, git_commit, model_sha256); chosen_by; test (n, top1 and balanced_accuracy with intervals, per
-        class recall, its interval and n); audit, use, limits, licence, in sentences.
+        protocol, key, git_commit, model_sha256, and where it has them: labels, others than the data's own, and the
+        auxiliary data sets that trained it or a run that it comes from); chosen_by; test (n, top1 and balanced_accuracy
+        with intervals, per class recall, its interval and n); audit, use, limits, licence, in sentences.
 
     Raises:
-        ZooError: if the run was scored by ten crops or under `study`, its classes are not FER2013's in their order, or
-            the file is too large to come with the package.
+        ZooError: if the run was scored by ten crops or under `study`, its test faces chose it, a run that it comes from
+            is not there, its classes are not FER2013's in their order, or the file is too large to come with the
+            package.
         ExportError: see `fer_keras.export.export`.
     """
     from fer_keras import export, run
@@ -192,7 +195,13 @@ def add(
             f"{folder} is a run under `study`, whose test faces train, too: its scores say nothing about new faces. "
             "Add a run under `official` or `clean`."
         )
+    if run.read_metrics(folder)["chosen_by"].get("role") == "test":
+        raise ZooError(
+            f"{folder} was chosen by its test faces, as published checkpoints are: its scores say nothing about new "
+            "faces. Add a run that the validation faces chose."
+        )
     _check_classes(about["class_names"], folder)
+    worth = _worth(folder, about)
     path = Path(file).expanduser() if file else FOLDER / f"{name}.onnx"
     network = run.load_model(folder)
     with storage.replacing(path) as temporary:
@@ -219,7 +228,7 @@ def add(
             "answer": "the mean over the face and its mirror image" if about["tta"] == "flip" else "of the face",
             "largest_difference": agreement["largest"],
             "fer_keras": __version__,
-        } | _worth(folder, about)
+        } | worth
     if path.resolve() != (FOLDER / f"{name}.onnx").resolve():
         (FOLDER / f"{name}.onnx").unlink(missing_ok=True)  # of the entry that this one replaces
     storage.write_json(FOLDER / f"{name}.json", made)
@@ -256,9 +265,19 @@ def _worth(folder: Path, about: Mapping) -> dict:
     for (name, scores), hit in zip(test["per_class"].items(), hits, strict=True):
         n = scores["support"]
         per_class[name] = {"n": n} | ({"recall": hit / n, "interval": evaluate.wilson(hit, n)} if n else {})
-    kept = ("suite", "experiment", "seed", "data", "protocol", "key", "git_commit", "model_sha256")
+    kept = ("suite", "experiment", "seed", "data", "protocol", "key", "git_commit", "model_sha256", "labels")
+    try:
+        trained = [run.read_params(each) for each in run.trainings(folder)]
+    except FileNotFoundError as error:
+        raise ZooError(
+            f"{folder} comes from another run, which is not there: {error.filename}. What trained that belongs on the "
+            "card, so leave the two in their folders."
+        ) from None
+    others = sorted({each["auxiliary"] for each in trained if each.get("auxiliary")})
+    owned = [name for name in others if name not in LICENCES]
+    licence = LICENCES.get(about["data"], OTHER_LICENCE.format(data=about["data"]))
     return {
-        "run": {name: about[name] for name in kept},
+        "run": {name: about[name] for name in kept if name in about} | ({"auxiliary": others} if others else {}),
         "chosen_by": metrics["chosen_by"],
         "test": {
             "n": test["n"],
@@ -269,7 +288,7 @@ def _worth(folder: Path, about: Mapping) -> dict:
         "audit": audit.sentences(metrics["audit"]) if metrics.get("audit") else "",
         "use": USE,
         "limits": LIMITS,
-        "licence": LICENCES.get(about["data"], OTHER_LICENCE.format(data=about["data"])),
+        "licence": f"{licence} {OTHER_LICENCE.format(data=' and '.join(owned))}" if owned else licence,
     }
 
 
@@ -281,6 +300,10 @@ def markdown(made: Mapping) -> str:
     test_name = "PrivateTest" if run["data"] == "fer2013" else "test"
     source = f"{run['suite']}/{run['experiment']}/seed-{run['seed']}"
     height, width = made["image_size"]
+    members = len(chosen.get("members", ()))
+    network, in_all = (f"mean of {members} VGGNets", " in all") if members else ("VGGNet", "")
+    labels = f" with the labels of {run['labels']}" if "labels" in run else ""
+    others = f"; {' and '.join(run['auxiliary'])} among what trained" if "auxiliary" in run else ""
     lines = [
         f"# {made['name']}",
         "",
@@ -288,14 +311,14 @@ def markdown(made: Mapping) -> str:
         + (f", from {made['url']}" if made["url"] else "")
         + ".",
         "",
-        f"- **Network:** VGGNet with {made['weights']:,} weights; {made['format']}. It takes uint8 faces of "
+        f"- **Network:** {network} with {made['weights']:,} weights{in_all}; {made['format']}. It takes uint8 faces of "
         f"{width}×{height} pixels with {made['channels']} channel{'s' * (made['channels'] > 1)}, 0–255, and gives the "
         f"probabilities of {', '.join(made['class_names'])}, in this order. An answer is {made['answer']}.",
         f"- **Made by:** the run {source}, commit {str(run['git_commit'])[:12]}, key {run['key'][:12]}; the file's "
         f"probabilities differ from the run's by at most {made['largest_difference']:.1e}.",
-        f"- **Data and protocol:** {run['data']}, `{run['protocol']}`. The epoch was chosen by "
+        f"- **Data and protocol:** {run['data']}{labels}, `{run['protocol']}`{others}. The epoch was chosen by "
         f"{chosen.get('n', 0):,} faces of role {chosen.get('role', 'unknown')}; the test faces chose nothing.",
-        f"- **Worth:** on {test['n']:,} {test_name} faces top-1 "
+        f"- **Worth:** on {test['n']:,} {test_name} faces{labels} top-1 "
         f"{percent(test['top1'], test['intervals']['top1'])} %, balanced accuracy "
         f"{percent(test['balanced_accuracy'], test['intervals']['balanced_accuracy'])} % (95 % intervals).",
         *([f"- **Leaks:** {' '.join(made['audit'].split())}"] if made["audit"] else []),

@@ -41,7 +41,9 @@ def finish(folder, network, faces, **params):
     some = faces.take(np.arange(40))
     parts = {"train": faces.take(np.arange(100, 140)), "test": some}
     run.save_training(folder, params, "the key", parts, None, network, 1.0)
-    found = run.predictions(folder, {"validation": some, "test": some}, lambda images: predict(network, images))
+    tta = params.get("tta", "none")
+    sets = {"validation": some, "test": some}
+    found = run.predictions(folder, sets, lambda images: predict(network, images, tta), tta)
     run.save_metrics(folder, params, "the key", found, "official", {}, {})
     return folder
 
@@ -152,6 +154,23 @@ def test_the_file_says_where_it_comes_from(single, tmp_path):
     assert about["git_commit"] == run.read_environment(single[0])["git_commit"]
     assert about["test"]["top1"] == metrics["sets"]["test"]["top1"] and about["test"]["n"] == 40
     assert "demo/tuned/seed-0: top-1" in found.describe() and "of 40 test faces of drawn" in found.describe()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda content: content[:-100], lambda content: content[:9000] + bytes(50) + content[9050:], lambda content: b""],
+    ids=["truncated", "changed", "empty"],
+)
+def test_a_damaged_model_of_a_run_is_one_sentence(single, tmp_path, spoil):
+    folder = tmp_path / "seed-0"
+    shutil.copytree(single[0], folder, ignore=shutil.ignore_patterns("model.onnx"))
+    (folder / "model.keras").write_bytes(spoil((folder / "model.keras").read_bytes()))
+    message = r"model.keras has [\d,]+ bytes and cannot be read: it is truncated or damaged. Copy it again, or train"
+    for call in (lambda: run.load_model(folder), lambda: export.to_onnx(folder)):
+        with pytest.raises(run.RunError, match=message):
+            call()
+    with pytest.raises(classifier_.ModelError, match=message):
+        ExpressionClassifier(folder, "whole")
 
 
 def score(folder, top1, data="fer2013", protocol="official"):

@@ -1,8 +1,8 @@
 """The zoo: an entry from a finished run, its file checked whenever it is loaded."""
 
 import json
-import re
 import shutil
+import socketserver
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import keras
 import numpy as np
 import pytest
+import yaml
 from test_classifier import finish, network
 
 from fer_keras import audit, evaluate, export, run, storage, zoo
@@ -137,9 +138,8 @@ def test_an_audit_and_other_data_are_told(finished, faces, tmp_path, monkeypatch
 
 def change(folder, name, **values):
     path = folder / name
-    if name == "params.yaml":
-        text = re.sub(r"(?m)^tta: .*$", f"tta: {values['tta']}", path.read_text())
-        path.write_text(text)
+    if name == "predictions.npz":
+        storage.write_arrays(path, **storage.read_arrays(path) | values)
     else:
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -147,8 +147,9 @@ def change(folder, name, **values):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("params.yaml", {"tta": "ten_crop"}, "was scored over ten crops, .* Score it anew"),
+        ("predictions.npz", {"tta": "ten_crop"}, "was scored over ten crops, .* Score it anew"),
         ("metrics.json", {"protocol": "study"}, "is a run under `study`, whose test faces train"),
+        ("metrics.json", {"chosen_by": {"role": "test", "n": 40}}, "was chosen by its test faces, as published"),
         ("metrics.json", {"class_names": sorted(CLASS_NAMES)}, "are angry, disgust, fear, happy, neutral, sad"),
     ],
 )
@@ -164,6 +165,35 @@ def test_a_run_that_would_mislead_is_refused(finished, tmp_path, monkeypatch, fi
     with pytest.raises(zoo.ZooError, match="must be of small letters"):
         zoo.add(folder, "../compact")
     assert not (tmp_path / "zoo").exists()
+
+
+def test_a_card_tells_other_labels_and_other_data_of_all_that_trained(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "outputs/demo/tuned/seed-0"
+    shutil.copytree(finished[0], folder)
+    params = run.read_params(folder)
+    before = tmp_path / "outputs/demo/before/seed-0"
+    for where, more in ((folder, {"labels": "ferplus", "starts_from": "before"}), (before, {"auxiliary": "affectnet"})):
+        storage.write_text(where / "params.yaml", yaml.safe_dump(params | more))
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
+    found = zoo.add(folder, "x")
+    assert found["run"]["labels"] == "ferplus" and found["run"]["auxiliary"] == ["affectnet"]
+    own = zoo.LICENCES["drawn"]
+    assert found["licence"] == f"{own} The network was trained on affectnet, whose owners' terms apply."
+    text = zoo.markdown(found)
+    assert "drawn with the labels of ferplus, `official`; affectnet among what trained." in text
+    assert "on 40 test faces with the labels of ferplus top-1" in text
+    assert (
+        "test faces of drawn with the labels of ferplus under official" in ExpressionClassifier("x", "whole").describe()
+    )
+    shutil.rmtree(before)
+    with pytest.raises(zoo.ZooError, match=r"comes from another run, which is not there: .*before/seed-0/params.yaml"):
+        zoo.add(folder, "x")
+
+
+def test_an_ensembles_card_says_that_it_is_one(made):
+    card = json.loads((made / "compact.json").read_text())
+    text = zoo.markdown(card | {"chosen_by": {"role": "validation", "n": 40, "members": {"a": {}, "b": {}}}})
+    assert f"**Network:** mean of 2 VGGNets with {card['weights']:,} weights in all; onnx" in text
 
 
 def test_a_large_file_does_not_come_with_the_package_and_is_loaded_from_its_place(
@@ -248,6 +278,28 @@ def test_a_file_that_is_not_the_cards_is_refused_and_not_kept(filled, made, serv
 def test_what_is_not_there_is_one_sentence(filled, name, source, message):
     with pytest.raises(zoo.ZooError, match=message):
         zoo.load(name, source)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n400\r\nshort", "IncompleteRead"),
+        (b"HTTP/one\r\n\r\n", "HTTP/one"),
+    ],
+    ids=["broken off", "no answer of a web server"],
+)
+def test_a_server_that_breaks_off_is_one_sentence(filled, tmp_path, answer, reason):
+    class Bad(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.rfile.readline()
+            self.wfile.write(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Bad) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/compact.onnx"
+        with pytest.raises(zoo.ZooError, match=f"could not be downloaded from {url}: .*{reason}"):
+            zoo.load("compact", url)
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
 
 
 def test_an_empty_zoo_says_so(tmp_path, monkeypatch, capsys):
