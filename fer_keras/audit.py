@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fer_keras import convert, data, duplicates, run
 from fer_keras.data import CLASS_NAMES, Faces
-from fer_keras.evaluate import percent, score_by, wilson
+from fer_keras.evaluate import percent, score, score_by, wilson
 
 # How a scored face was seen, the most certain first, in words that fit a table's cell. All but the last two are by the
 # run itself (or its members).
@@ -72,7 +72,8 @@ def audit(folder: Path, faces: Faces) -> dict:
     Returns:
         trained: the runs that count, and how many rows of the source trained this run (or its members), and these and
         its ancestors; threshold; per set other than `train`: n, touched (share of all but "untouched"), top1 of each
-        kind of touch (n, top1, interval), of `all_touched` and `untouched`; and labels: of the faces that did not train
+        kind of touch (n, top1, interval), of `all_touched` and `untouched`; untouched: the balanced accuracy of these
+        (n, balanced_accuracy, interval); and labels: of the faces that did not train
         themselves and have a duplicate that did, the share whose label differs from that of the most alike one, with
         its interval, and `ceiling`: the top-1 of answering with that label.
         `same_person` is "unknown".
@@ -106,16 +107,26 @@ def audit(folder: Path, faces: Faces) -> dict:
 
 def _worth(scored: Faces, kinds, twin, predicted) -> dict:
     labels, probabilities = predicted.labels, predicted.probabilities
-    seen = np.where(kinds == "untouched", "untouched", "all_touched")
+    new = kinds == "untouched"
+    seen = np.where(new, "untouched", "all_touched")
     other = twin >= 0
     n, differ = int(other.sum()), int((twin[other] != scored.labels[other]).sum())
     return {
         "n": len(scored),
-        "touched": float(np.mean(kinds != "untouched")),
+        "touched": float(np.mean(~new)),
         "top1": score_by(labels, probabilities, kinds, list(TOUCHES))
         | score_by(labels, probabilities, seen, ["all_touched"]),
+        "untouched": _balanced(labels[new], probabilities[new], scored.class_names),
         "labels": {"n": n, "differ": differ / n, "interval": wilson(differ, n), "ceiling": 1 - differ / n} if n else {},
     }
+
+
+def _balanced(labels, probabilities, class_names) -> dict:
+    if not len(labels):
+        return {}
+    scores = score(labels, probabilities, class_names)
+    interval = scores["intervals"]["balanced_accuracy"]
+    return {"n": len(labels), "balanced_accuracy": scores["balanced_accuracy"], "interval": interval}
 
 
 def table(found: Mapping):
@@ -144,6 +155,9 @@ def sentences(found: Mapping, name: str = "test") -> str:
     if "all_touched" in top1 and "untouched" in top1:
         seen, new = (percent(top1[name]["top1"], top1[name]["interval"]) for name in ("all_touched", "untouched"))
         lines.append(f"Top-1 on the touched ones is {seen} %, on the others {new} %.")
+    if balanced := part.get("untouched"):  # audits of before lack it
+        new = percent(balanced["balanced_accuracy"], balanced["interval"])
+        lines[-1] += f" Balanced accuracy on those that are not touched is {new} %."
     if labels := part["labels"]:
         lines.append(
             f"{labels['n']:,} did not train themselves and have a duplicate that did; "

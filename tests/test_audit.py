@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
 from test_run import finish
 
 from fer_keras import audit, convert, data, duplicates, resample, roles, run, split
@@ -115,6 +116,21 @@ def test_the_audit_of_a_run_counts_and_scores_what_was_touched(leaking, tmp_path
     assert "2 did not train themselves and have a duplicate that did; 50.00 (" in text
     table = audit.table(scored)
     assert table.loc["identical", "faces"] == "2" and table.loc["all touched", "top-1 %"].startswith("100.00 (")
+
+
+def test_the_balanced_accuracy_of_untouched_faces_is_scikit_learns(leaking, tmp_path):
+    faces, test = leaking
+    parts = split.split_official(faces)
+    folder = finish(tmp_path, "tuned", parts, starts_from="")
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(7), len(parts["test"]))
+    sets = {role: (part, np.full((len(part), 7), 1 / 7)) for role, part in parts.items()}
+    run.save_predictions(folder, faces.class_names, sets | {"test": (parts["test"], probabilities)})
+    found = audit.audit(folder, faces)
+    scored, new = found["sets"]["test"]["untouched"], ~np.isin(parts["test"].rows, test)
+    expected = balanced_accuracy_score(parts["test"].labels[new], probabilities.argmax(axis=1)[new])
+    assert scored["n"] == new.sum() and scored["balanced_accuracy"] == pytest.approx(expected)
+    assert scored["interval"][0] < expected < scored["interval"][1]
+    assert f"Balanced accuracy on those that are not touched is {100 * expected:.2f} (" in audit.sentences(found)
 
 
 def test_faces_that_only_an_ancestor_saw_are_counted_apart(faces, tmp_path):
