@@ -7,7 +7,8 @@ rooms with them, `run` is its folder, which `lock` keeps to one writer, `suite` 
 which `tuning` judges, and `progress` says how far they are; `search` looks for parameters within a budget. `listing`
 knows the layouts of the data sets that `convert` converts, `layouts` draws such data sets. With pictures: `faces` →
 `classifier`, from what `export` wrote or the `zoo` holds → `predict`, `app`. `explain` shows which pixels decide, and
-`precision` what this machine trains fast in; `devices` shares a training out among several.
+`precision` what this machine trains fast in; `devices` shares a training out among several, `gpus` gives each of
+several runs one of its own.
 """
 
 import os

@@ -12,14 +12,15 @@ import html
 import io
 import math
 import os
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from fer_keras import predict, zoo
-from fer_keras.classifier import ExpressionClassifier, Face, ModelError, best_run, finished_runs
+from fer_keras.classifier import ExpressionClassifier, Face, ModelError, best_run, finished_runs, no_model
 from fer_keras.faces import PictureError, read_picture
 from fer_keras.params import root
 
@@ -95,7 +96,7 @@ def models(model: str | Path = "compact", outputs: str | Path = "outputs") -> Mo
     top, names = Path(os.path.abspath(root() / Path(outputs).expanduser())), {}
     if str(model) not in ("", "compact"):
         if not Path(model).expanduser().exists() and str(model) not in zoo.names():
-            raise ModelError(f"There is no model {str(model)!r}.")
+            raise ModelError(no_model(str(model)))
         names[_shown(model, top)] = model
     runs = {_shown(folder, top): folder for folder in finished_runs(outputs)}
     shipped = {"compact": "compact"} if zoo.is_shipped("compact") else {}
@@ -172,8 +173,16 @@ def picture(offered: Models, name: str, content: bytes, model: str, detector: st
     return page, [_row(number, face) for number, face in enumerate(seen, 1)]
 
 
-def film(offered: Models, path: str | Path, name: str, model: str, detector: str, every: int) -> Iterator[dict]:
-    """An uploaded film, frame by frame.
+def film(
+    offered: Models,
+    path: str | Path,
+    name: str,
+    model: str,
+    detector: str,
+    every: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[dict]:
+    """An uploaded film, frame by frame, until its end or until `stopped` says so.
 
     Yields:
         `done` and `total` frames, `page` (HTML) and `points` (time in seconds, probability of the largest face,
@@ -202,6 +211,9 @@ def film(offered: Models, path: str | Path, name: str, model: str, detector: str
                     "page": "",
                     "points": _points(times, classifier.class_names),
                 }
+            if stopped():
+                failures.append("stopped before its end")
+                break
             if len(times) == MOST_FRAMES:
                 failures.append(f"only the first {MOST_FRAMES:,} frames were looked at; choose a larger step")
                 break
@@ -240,7 +252,8 @@ def card(classifier: ExpressionClassifier) -> str:
         for name, row in per_class.items():
             shares = (f"{100 * row[key]:.0f} %" if row[key] is not None else "–" for key in ("recall", "precision"))
             lines.append(f"| {name} | {' | '.join(shares)} | {row['support']:,} |")
-    return "\n".join([*lines, "", LIMITS])
+    said = [about[part] for part in ("audit", "limits", "licence") if about.get(part)]  # of a network of the zoo
+    return "\n\n".join(["\n".join(lines), *said, LIMITS])
 
 
 def problem(text: str) -> str:
@@ -312,7 +325,10 @@ CSS = """
     background: #0b5cad; color: #fff !important; font-weight: 600; text-decoration: none !important; }
 .fer-download:focus-visible { outline: 3px solid #e69f00; outline-offset: 2px; }
 #film-plot .vega-embed { height: 340px !important; }  /* its legend would be cut off */
-@media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
+@media (max-width: 640px) {
+    .gradio-container { padding: 8px !important; }
+    #film-plot .vega-embed { overflow-x: auto; }
+}
 """
 
 
@@ -360,21 +376,37 @@ def build(offered: Models):
 
     progress = gr.Progress()
 
-    def watch(given, model, detector, every, progress=progress):
+    stopping = set()  # the sessions whose film is to end
+
+    def watch(given, model, detector, every, request: gr.Request, progress=progress):
         if not given:
             return
+        stopping.discard(request.session_hash)
         path, name = given
         if not os.path.exists(path):
             yield problem(GONE), None, None
             return
         with (
             _deleted(path) as file,
-            contextlib.closing(film(offered, file, name, model, detector, max(1, int(every or 1)))) as parts,
+            contextlib.closing(
+                film(
+                    offered,
+                    file,
+                    name,
+                    model,
+                    detector,
+                    max(1, int(every or 1)),
+                    lambda: request.session_hash in stopping,
+                )
+            ) as parts,
         ):
             for part in parts:
                 if part["total"]:
                     progress((part["done"], part["total"]), unit="frames")
                 yield part["page"], pd.DataFrame(part["points"], columns=list(columns.values())), None
+
+    def stop(request: gr.Request):
+        stopping.add(request.session_hash)
 
     with gr.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 900)) as blocks:
         gr.Markdown(f"# Facial expressions\n{PRIVACY}")
@@ -427,10 +459,11 @@ def build(offered: Models):
             choice.change(again, [kept, model, detector], [shown, table], **private)
         model.change(lambda *which: _card(offered, *which), [model, detector], about, **private)
         upload.upload(take, [upload, model, detector], [kept, shown, table, upload], **private)
-        watching = upload_film.upload(
+        upload_film.upload(
             watch, [upload_film, model, detector, every], [summary, plot, upload_film], concurrency_limit=2, **private
         )
-        cancel.click(None, cancels=watching, **private)
+        # Not Gradio's `cancels`, which shows an error and loses what was seen so far.
+        cancel.click(stop, None, None, queue=False, **private)
     return blocks
 
 
@@ -501,6 +534,24 @@ class LimitedRequests:
         return await self.app(scope, limited, send)
 
 
+def _check_address(host: str, port: int | None) -> None:
+    """See that the app can listen there, before a model is loaded: Gradio would try a hundred ports."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except OSError:
+        raise ValueError(_no_address(host, port)) from None
+
+
+def _no_address(host: str, port: int | None) -> str:
+    tried = f"{host}:{port}" if port else f"{host}, ports 7860 to 7959"
+    return (
+        f"The app cannot start at {tried}: it is taken, or no address of this machine. Give another --port or --host."
+    )
+
+
 def launch(
     model: str | Path = "compact",
     outputs: str | Path = "outputs",
@@ -530,6 +581,7 @@ def launch(
         ModelError: if there is no model.
         ValueError: if Gradio is not installed, or the port is taken.
     """
+    _check_address(host, port)
     gr = _gradio()
     from starlette.middleware import Middleware
 
@@ -559,11 +611,7 @@ def launch(
             theme=gr.themes.Default(),
         )
     except OSError:  # Gradio's own text speaks of its variables
-        tried = f"{host}:{port}" if port else f"{host}, ports 7860 to 7959"
-        raise ValueError(
-            f"The app cannot start at {tried}: it is taken, or no address of this machine. Give another --port or "
-            "--host."
-        ) from None
+        raise ValueError(_no_address(host, port)) from None
     if not inline:
         print(f"Facial expressions: {blocks.local_url}  (Ctrl+C ends it)")
         if blocks.share_url:

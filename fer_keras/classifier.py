@@ -4,6 +4,7 @@ A model is an ONNX file that `fer_keras.export` wrote, and ONNX Runtime runs it:
 has no such file yet, it is exported once; where that is not possible, Keras runs the run's own model.
 """
 
+import difflib
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from fer_keras.params import root
 BATCH = 64  # faces in a step; bounds the memory
 HOW_TO_TRAIN = (
     "Train one, `make demo` (drawn faces, for a try) or `make report DATA=/path/to/fer2013.csv SUITE=official-cpu`, or "
-    "give the path of an .onnx file or of a run's folder."
+    "give the path of an .onnx file or of a run's folder, or a name that `fer-keras zoo list` shows."
 )
 
 
@@ -194,7 +195,7 @@ class ExpressionClassifier:
             self._say(f"{without} what was trained here, {model}.")
         path = Path(os.path.expanduser(model))
         if not path.exists():
-            raise ModelError(f"There is no model {str(model)!r}. {HOW_TO_TRAIN}")
+            raise ModelError(no_model(str(model)))
         if path.name == "model.keras":
             path = path.parent
         if path.is_file():
@@ -229,6 +230,12 @@ class ExpressionClassifier:
         except (ExportError, OSError) as error:
             self._say(f"{error} Until then Keras runs the model, which starts more slowly.")
             return _keras(folder, about)
+
+
+def no_model(name: str) -> str:
+    """What to say of a model that is neither a file, nor a folder, nor in the zoo."""
+    near = difflib.get_close_matches(name, zoo.names(), n=1)
+    return f"There is no model {name!r}. {f'Did you mean {near[0]!r}?' if near else HOW_TO_TRAIN}"
 
 
 def finished_runs(outputs: str | Path = "outputs") -> list[Path]:
@@ -318,7 +325,8 @@ def _from_zoo(name: str, threads: int):
                 f"{card['path']} has {part} {loaded[1][part]}, but the card of {name!r} says {card[part]}: the two do "
                 f"not belong together. Make the entry anew: fer-keras zoo add RUN --name {name}"
             )
-    return loaded
+    run, about, backend = loaded
+    return run, about | {part: card[part] for part in ("audit", "limits", "licence")}, backend
 
 
 def _value(text: str):

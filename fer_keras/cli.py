@@ -6,10 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from fer_keras import __version__
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a wrong input ends with one sentence and exit code 2."""
     parser = argparse.ArgumentParser(prog="fer-keras", description="Facial expression recognition, run and judged.")
+    parser.add_argument("--version", action="version", version=f"fer-keras {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="download data sets, or say what a path holds")
@@ -428,17 +431,18 @@ def _write_predictions(given, results, classifier):
 
     if not (given.csv or given.json):
         return
-    from fer_keras.storage import write_json, write_text
+    import json
 
     seen, names = [result for result in results if not result.failure], classifier.class_names
     if given.csv:
         rows = [row for result in seen for row in predict.rows(result, names)]
-        write_text(given.csv, predict.csv_text(rows, names))
+        predict.write_text(given.csv, predict.csv_text(rows, names))
     if given.json:
         content = {"model": classifier.about, "detector": classifier.detector}
         content |= {"pictures": [predict.as_json(result) for result in seen]}
         failures = [{"file": result.source.name, "reason": result.failure} for result in results if result.failure]
-        write_json(given.json, content | {"failures": failures})
+        content = json.dumps(content | {"failures": failures}, indent=1, allow_nan=False)
+        predict.write_text(given.json, content + "\n")
 
 
 def _app(given):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fer_keras import faces as faces_
+from fer_keras import storage
 from fer_keras.classifier import Face
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".ppm", ".pgm"}
@@ -70,6 +71,7 @@ def sources(paths: Sequence[str | Path]) -> tuple[list[Source], list[Result]]:
     """The files that paths name, in order, and failures for paths that name none.
 
     A folder is searched with all below it, hidden files and other kinds left out; a number that is no file is a camera.
+    Of one folder the files go by their names in it, of several paths by what was given, too.
     """
     found, failures = [], []
     for given in map(str, paths):
@@ -84,7 +86,8 @@ def sources(paths: Sequence[str | Path]) -> tuple[list[Source], list[Result]]:
                 and not any(part.startswith(".") for part in file.relative_to(path).parts)
                 and os.path.isfile(file)
             ]
-            found += [Source(str(file), _kind(file), _shown(file.relative_to(path))) for file in inside]
+            before = Path(given if len(paths) > 1 else "")
+            found += [Source(str(file), _kind(file), _shown(before / file.relative_to(path))) for file in inside]
             if not inside:
                 source = Source(given, "image", _shown(given))
                 failures.append(Result(source, failure="the folder holds no images or videos"))
@@ -332,12 +335,10 @@ class Annotations:
         """Write one picture as JPEG; of a frame its number is in the name."""
         from PIL import Image
 
-        from fer_keras.storage import replacing
-
         path = self.folder / self._stem(result.source)
         number = "" if result.frame is None else f"-{result.frame:06d}"
         path = path.with_name(f"{path.name}{number}.jpg")
-        with replacing(path) as temporary:
+        with storage.replacing(path) as temporary:
             Image.fromarray(annotate(result.image, result.faces)).save(temporary, "JPEG", quality=92)
         return path
 
@@ -362,13 +363,30 @@ def check_writable(path: str | Path, found: Sequence[Source] = ()) -> Path:
     Raises:
         ValueError: if not.
     """
+    if str(path) == "-":
+        raise ValueError("'-' names no file. Give a name, or /dev/stdout.")
     path = Path(os.path.expanduser(path))
     if os.path.isdir(path):
         raise ValueError(f"{path} cannot be written: it is a folder.")
+    if _is_special(path):
+        return path
     if os.path.realpath(path) in {os.path.realpath(source.path) for source in found if source.kind != "camera"}:
         raise ValueError(f"{path} is one of the files to be read: give another name to write to.")
-    _check_folder(path.parent, path)
+    _check_folder(Path(os.path.realpath(path)).parent, path)
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, or to a pipe or device such as /dev/stdout; what a link leads to is replaced, and not the link."""
+    if _is_special(path):
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    else:
+        storage.write_text(Path(os.path.realpath(path)), text)
+
+
+def _is_special(path: Path) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def check_folder(folder: str | Path) -> Path:

@@ -13,8 +13,14 @@ import numpy as np
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path of the same suffix, and rename it to `path` when the block ends without an error."""
+    """Give a temporary path of the same suffix, and rename it to `path` when the block ends without an error.
+
+    Raises:
+        FileExistsError: if `path` is a device, a pipe or a socket, which the new file would replace.
+    """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(f"{path} is no file but a device or a pipe, and would be replaced. Give another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
     os.close(handle)

@@ -123,6 +123,11 @@ def test_the_card_shows_scores_of_each_class_and_limits(offered):
 # --- Camera ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_card_of_the_network_that_comes_along_says_what_leaked_and_what_it_is_not_for(offered):
+    text = app.card(offered.get("compact", WHOLE))
+    assert "faces are touched by what trained" in text and "Not for decisions about people" in text
+
+
 def test_a_frame_is_answered_as_the_classifier_answers_it(offered, grey):
     content = encoded(grey)
     answer = app.look(offered, {"image": frame(content), "model": "demo/tuned/seed-0", "detector": WHOLE})
@@ -234,6 +239,14 @@ def test_a_film_is_looked_at_frame_by_frame(offered, tmp_path):
     moments = sorted({moment for moment, _, _ in last["points"]})
     assert moments == pytest.approx(np.arange(40) * 2 / 5, abs=0.01)
     assert sum(share for moment, share, _ in last["points"] if moment == moments[3]) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_film_that_is_stopped_gives_what_was_seen(offered, tmp_path):
+    path, looked = write_video(tmp_path / "film.avi", 80), []
+    film = app.film(offered, path, "film.avi", "", WHOLE, 1, lambda: looked.append(1) or len(looked) == 40)
+    *_, last = film
+    assert "40 frames looked at" in last["page"] and "Note: stopped before its end." in last["page"]
+    assert len(inside(last["page"], "text/csv").decode().splitlines()) == 41
 
 
 def test_a_film_without_a_face_interrupts_the_lines(offered, tmp_path):
@@ -387,6 +400,13 @@ def test_a_port_that_is_taken_is_said(server, outputs):
     )
     with pytest.raises(ValueError, match=sentence):
         app.launch(outputs=outputs, port=server.server_port, block=False)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "999.1.1.1", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_said_before_a_model_is_loaded(host, capsys):
+    assert main(["app", "--host", host, "--model", "no model is looked for"]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot start at {host}, ports 7860 to 7959" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "x"])

@@ -5,13 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_classifier import finish, network
 
-from fer_keras import export, predict
+from fer_keras import export, predict, storage
 from fer_keras import faces as faces_
 from fer_keras.classifier import ExpressionClassifier, Face
 from fer_keras.cli import main
@@ -86,11 +88,11 @@ def test_what_cannot_be_read_is_listed_and_the_others_go_on(call, folder, tmp_pa
     code, shown, complaints = call(folder, "missing.png", tmp_path / "nothing", "97", "--json", tmp_path / "x.json")
     assert code == 0 and "3 faces in 3 pictures." in shown
     reasons = {each["file"]: each["reason"] for each in json.loads((tmp_path / "x.json").read_text())["failures"]}
-    assert reasons.pop("cut.png").startswith("it is damaged: ")
+    assert reasons.pop(f"{folder}/cut.png").startswith("it is damaged: ")
     assert reasons == {
-        "empty.jpg": "the file is empty",
-        "empty.mp4": "the file is empty",
-        "broken.avi": "it cannot be opened as a video",
+        f"{folder}/empty.jpg": "the file is empty",
+        f"{folder}/empty.mp4": "the file is empty",
+        f"{folder}/broken.avi": "it cannot be opened as a video",
         "missing.png": "there is no such file",
         str(tmp_path / "nothing"): "the folder holds no images or videos",
         "camera 97": "there is no such camera, or another program uses it",
@@ -120,6 +122,31 @@ def test_what_is_written_never_replaces_what_is_read(call, folder, tmp_path):
     assert (folder / "a.png").read_bytes() == before
     code, _, complaints = call(folder, "--csv", tmp_path / "x", "--json", tmp_path / "x")
     assert code == 2 and "--csv and --json both name " in complaints and not (tmp_path / "x").exists()
+
+
+def test_files_of_two_folders_with_one_name_are_told_apart(call, folder, faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    Image.fromarray(faces.images[0, :, :, 0]).save("other/a.png")
+    assert call("pictures", "other", "--csv", "x.csv", "--annotate", "drawn")[0] == 0
+    names = ["pictures/a.png", "pictures/b.bmp", "pictures/below/a.png", "other/a.png"]
+    assert [row["file"] for row in read("x.csv")] == names
+    drawn = {str(path.relative_to("drawn")) for path in Path("drawn").rglob("*.jpg")}
+    assert drawn == {str(Path(name).with_suffix(".jpg")) for name in names}
+
+
+def test_pipes_are_written_to_and_of_a_link_what_it_leads_to(call, folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "there").write_text("old")
+    os.symlink(tmp_path / "there", tmp_path / "link")
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit((tmp_path / "pipe").read_text)
+        assert call(folder, "--json", tmp_path / "pipe", "--csv", tmp_path / "link")[0] == 0
+        assert len(json.loads(received.result(timeout=30))["pictures"]) == 3
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert len(read(tmp_path / "there")) == 3
+    with pytest.raises(FileExistsError, match="is no file but a device or a pipe"):
+        storage.write_text(tmp_path / "pipe", "lost")
 
 
 def test_what_is_said_is_said_once(folder, file, capsys, monkeypatch, tmp_path):
@@ -180,7 +207,9 @@ def test_a_video_without_frames_is_a_failure(call, tmp_path):
         (["--annotate", "{folder}/a.png/x"], "{folder}/a.png/x cannot be written: Not a directory."),
         (["--model", "{folder}/a.png"], "a.png cannot be read as an ONNX file: it is damaged or something else."),
         (["--model", "{folder}"], "holds no finished run"),
-        (["--model", "nowhere"], "There is no model 'nowhere'."),
+        (["--model", "nowhere"], "There is no model 'nowhere'. Train one, "),
+        (["--model", "compct"], "There is no model 'compct'. Did you mean 'compact'?"),
+        (["--csv", "-"], "'-' names no file. Give a name, or /dev/stdout."),
     ],
 )
 def test_a_wrong_input_is_one_sentence_and_exit_code_2(call, folder, arguments, message):
