@@ -160,6 +160,23 @@ def test_a_film_gives_a_timeline_and_a_table(open_page, frames, tmp_path, shot, 
     assert not app.files(), "the upload was left on disk"
 
 
+def test_a_film_that_is_stopped_gives_what_was_seen_and_can_be_given_again(open_page, frames, tmp_path, app):
+    write = cv2.VideoWriter(str(tmp_path / "long.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 25, (640, 480))
+    for _ in range(3000):
+        write.write(frames["happy"][..., ::-1].copy())
+    write.release()
+    page = open_page()
+    page.get_by_role("tab", name="Video").click()
+    for _ in range(2):
+        page.set_input_files("#film-upload input[type=file]", tmp_path / "long.mp4")
+        page.wait_for_selector("#film-plot canvas, #film-plot svg", timeout=30_000)
+        page.get_by_role("button", name="Stop looking").click()
+        page.get_by_text("Note: stopped before its end.").wait_for(timeout=30_000)
+        assert page.get_by_role("link", name="Download the table").is_visible() and not app.files()
+        page.reload()
+        page.get_by_role("tab", name="Video").click()
+
+
 def test_what_the_model_is_worth_is_one_click_away(open_page):
     page = open_page()
     page.get_by_role("button", name="What this model is worth").click()
@@ -202,7 +219,8 @@ def test_a_camera_that_may_not_be_used_is_explained(open_page):
     assert "was not allowed to use the camera" in page.inner_text(".fer-camera .message")
     for dark in (False, True):
         page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
-        assert contrast(page, ".fer-camera .message") >= 4.5, f"dark: {dark}"  # WCAG 2.2, 1.4.3
+        for selector in (".fer-camera .message", ".fer-camera .which"):
+            assert contrast(page, selector) >= 4.5, f"{selector}, dark: {dark}"  # WCAG 2.2, 1.4.3
 
 
 def contrast(page, selector):
