@@ -22,6 +22,10 @@ CLUSTER ?=
 GPUS ?=
 comma := ,
 space := $(subst ,, )
+# A misspelled one would be passed over in silence, and with `SUIT=clean` the suite `official` run.
+SETTINGS := PYTHON BACKEND SUITE SIZE SWEEP SEARCH CLUSTER GPUS DATA AFFECTNET EXPW FERPLUS CHECKPOINT SHELL VENV
+$(foreach word,$(filter-out $(addsuffix =%,$(SETTINGS)),$(subst \$(space),_,$(MAKEOVERRIDES))),$(if $(findstring =,$(word)),\
+    $(error There is no setting $(word). There are: $(SETTINGS))))
 VENV := .venv
 BIN := $(VENV)/bin
 # The programs that Snakemake and the notebooks call are the environment's own.

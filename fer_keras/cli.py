@@ -147,10 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
     show.set_defaults(call=_zoo_show)
     add = acts.add_parser("add", help="make an entry from a finished run")
     add.add_argument("run", help="the folder of a finished run")
-    add.add_argument("--name", required=True)
+    add.add_argument("--name", required=True, help="what it shall be known by")
     add.add_argument("--file", type=Path, help="where to write the file; by default it comes with the package")
     add.add_argument("--url", default="", help="from where others can download the file")
     add.add_argument("--float16", action="store_true", help="weights in 16 bits, half of the size")
+    add.add_argument("--replace", action="store_true", help="the network that has this name already")
     add.set_defaults(call=_zoo_add)
 
     given = parser.parse_args(arguments)
@@ -500,9 +501,10 @@ def _zoo_show(given):
 def _zoo_add(given):
     from fer_keras import zoo
 
-    made = zoo.add(given.run, given.name, given.file, given.url, given.float16)
+    made = zoo.add(given.run, given.name, given.file, given.url, given.float16, given.replace)
     print(f"{made['name']}: {made['file']}, {made['size']:,} bytes, SHA-256 {made['sha256']}")
-    print(zoo.FOLDER / f"{made['name']}.md")
+    print(f"Its card: {zoo.FOLDER / made['name']}.md")
+    print(f"Use it: fer-keras predict photograph.jpg --model {given.file or made['name']}")
 
 
 if __name__ == "__main__":

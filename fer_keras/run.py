@@ -295,6 +295,7 @@ def save_training(
             history.to_csv(temporary, index=False)
     with replacing(folder / "model.keras") as temporary:
         model.save(temporary)
+        _reproducible(temporary)
     identity = {
         "key": key,
         "fingerprint": next((faces.fingerprint for faces in parts.values()), ""),
@@ -305,6 +306,24 @@ def save_training(
     write_json(folder / "environment.json", identity | environment(seconds))
     checkpoint_path(folder).unlink(missing_ok=True)
     (folder / "started.json").unlink(missing_ok=True)
+
+
+def _reproducible(path: Path) -> None:
+    """Write a `.keras` file, a ZIP file, anew without times and addresses: equal trainings then leave equal files."""
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    about = json.loads(parts["metadata.json"])
+    about.pop("date_saved", None)
+    parts["metadata.json"] = json.dumps(about)
+    numbers: dict[str, int] = {}  # for objects that the layers share, of which Keras notes the address in memory
+    parts["config.json"] = re.sub(
+        r'(?<="shared_object_id": )\d+',
+        lambda found: str(numbers.setdefault(found[0], len(numbers))),
+        parts["config.json"].decode(),
+    )
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(zipfile.ZipInfo(name), content)
 
 
 def model_hashes(folders: Mapping[str, Path]) -> dict[str, str]:
@@ -541,14 +560,22 @@ def state(folder: Path, key: str | None = None) -> str:
         return "not run"
     if key is not None and found["key"] != key:
         return "other parameters"
+    return "stale" if is_stale(folder) else "done"
+
+
+def is_stale(folder: Path) -> bool:
+    """Whether a run that is trained, scored or not, is "stale" in the sense of `state`."""
+    found = read_environment(folder)
+    if not found:
+        return False
     if found["source_hash"] not in current_code(source_hash()):
-        return "stale"
+        return True
     for name, model in found.get("ancestors", {}).items():
         where = beside(folder, name)
         ancestor = read_environment(where)
-        if ancestor and (ancestor["model_sha256"] != model or state(where) == "stale"):
-            return "stale"
-    return "done"
+        if ancestor and (ancestor["model_sha256"] != model or is_stale(where)):
+            return True
+    return False
 
 
 def failure(folder: Path) -> str:

@@ -93,7 +93,7 @@ def load(name: str, source: str | Path = "") -> dict:
     if not source:
         raise ZooError(
             f"The file of {name!r} does not come with fer-keras: get {found['file']} ({found['size']:,} bytes, SHA-256 "
-            f"{found['sha256'][:12]}…) and give its path or URL, zoo.load({name!r}, PATH)."
+            f"{found['sha256'][:12]}…) and give its path, --model PATH, or in Python zoo.load({name!r}, PATH_OR_URL)."
         )
     if "://" in source:
         path = _download(source, kept, found)
@@ -154,7 +154,12 @@ def _download(url: str, kept: Path, expected: Mapping) -> Path:
 
 
 def add(
-    run_folder: str | Path, name: str, file: str | Path | None = None, url: str = "", float16: bool = False
+    run_folder: str | Path,
+    name: str,
+    file: str | Path | None = None,
+    url: str = "",
+    float16: bool = False,
+    replace: bool = False,
 ) -> dict:
     """Make a network of the zoo from a finished run.
 
@@ -162,10 +167,11 @@ def add(
 
     Args:
         run_folder: of the run.
-        name: what `load` shall know it by; an entry of that name is replaced.
+        name: what `load` shall know it by.
         file: where to write the file; by default it comes with the package, which needs it to be small.
         url: from where others can download the file.
         float16: see `fer_keras.export.export`.
+        replace: an entry of that name, if there is one.
 
     Returns:
         The card: name, file, size, sha256, url, format; class_names, image_size, channels, weights (their number),
@@ -175,14 +181,18 @@ def add(
         with intervals, per class recall, its interval and n); audit, use, limits, licence, in sentences.
 
     Raises:
-        ZooError: if the run was scored by ten crops or under `study`, its test faces chose it, a run that it comes from
-            is not there, its classes are not FER2013's in their order, or the file is too large to come with the
+        ZooError: if there is a network of that name, the run was scored by ten crops or under `study`, its test faces
+            chose it, a run that it comes from is not there, its classes are not FER2013's in their order, or the file is too large to come with the
             package.
         ExportError: see `fer_keras.export.export`.
     """
     from fer_keras import export, run
 
     _check_name(name)
+    if name in names() and not replace:
+        raise ZooError(
+            f"The zoo has a network {name!r} already: `fer-keras zoo show {name}`. Give another --name, or --replace."
+        )
     folder = Path(run_folder).expanduser()
     about = export.describe(folder)
     if about["tta"] == "ten_crop":

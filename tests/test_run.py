@@ -1,15 +1,18 @@
 import json
 import shutil
 import stat
+import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 
-from fer_keras import data, evaluate, lock, model, resample, roles, run, source, split, storage
+from fer_keras import data, evaluate, lock, model, resample, roles, run, source, split, storage, train
 from fer_keras.data import CLASS_NAMES
 from fer_keras.params import EVALUATION, HARDWARE, LOCATIONS, NAMES, PARAMETERS
 
@@ -30,7 +33,10 @@ class Weights:
     content = b"weights"
 
     def save(self, path):
-        Path(path).write_bytes(self.content)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("metadata.json", json.dumps({"date_saved": time.time()}))
+            file.writestr("config.json", "{}")
+            file.writestr("model.weights.h5", self.content)
 
 
 def finish(outputs, experiment, parts=None, class_names=CLASS_NAMES, ancestors=None, **given):
@@ -359,6 +365,30 @@ def test_a_run_that_another_process_writes_is_refused_and_not_harmed(faces, tmp_
         with pytest.raises(lock.LockError, match="process 12 on elsewhere"):
             write()
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_equal_trainings_leave_equal_files(tmp_path):
+    hashes, answers = set(), []
+    for number in range(2):
+        keras.backend.clear_session()  # as in a new process
+        train.seed_everything(0)
+        network = model.vggnet(width=1 / 32)
+        run.save_training(tmp_path / str(number), PARAMS, "key", {}, None, network, 1.0)
+        hashes.add(run.read_environment(tmp_path / str(number))["model_sha256"])
+        loaded = run.load_model(tmp_path / str(number))
+        answers.append(loaded.predict(np.full((1, 48, 48, 1), 99, "uint8"), verbose=0))
+        np.testing.assert_array_equal(answers[-1], network.predict(np.full((1, 48, 48, 1), 99, "uint8"), verbose=0))
+        time.sleep(2.1)  # the times in a ZIP file are of two seconds
+    assert len(hashes) == 1
+
+
+def test_an_ensemble_is_averaged_anew_when_a_member_was_trained_again(faces, tmp_path, monkeypatch):
+    member = finish(tmp_path, "tuned", {"test": faces})
+    ensemble = finish(tmp_path, "mean", {"test": faces}, ancestors={"tuned": member})
+    assert run.state(ensemble) == "not run" and not run.is_stale(ensemble), "its scores were deleted"
+    monkeypatch.setattr(Weights, "content", b"trained again")
+    finish(tmp_path, "tuned", {"test": faces})
+    assert run.is_stale(ensemble) and not run.is_stale(tmp_path / "nowhere")
 
 
 def test_the_state_of_a_run(faces, tmp_path, monkeypatch):

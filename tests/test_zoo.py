@@ -187,7 +187,18 @@ def test_a_card_tells_other_labels_and_other_data_of_all_that_trained(finished, 
     )
     shutil.rmtree(before)
     with pytest.raises(zoo.ZooError, match=r"comes from another run, which is not there: .*before/seed-0/params.yaml"):
-        zoo.add(folder, "x")
+        zoo.add(folder, "x", replace=True)
+
+
+def test_a_network_is_replaced_only_when_that_is_said(finished, filled, capsys):
+    before = (filled / "compact.onnx").read_bytes(), (filled / "compact.json").read_bytes()
+    words = ["zoo", "add", str(finished[0]), "--name", "compact"]
+    assert main(words) == 2
+    assert "has a network 'compact' already" in capsys.readouterr().err
+    assert before == ((filled / "compact.onnx").read_bytes(), (filled / "compact.json").read_bytes())
+    storage.write_json(filled / "compact.json", json.loads(before[1]) | {"url": "https://example.org/of-before"})
+    assert main([*words, "--replace"]) == 0
+    assert zoo.card("compact")["url"] == "" and zoo.load("compact")["sha256"] == zoo.card("compact")["sha256"]
 
 
 def test_an_ensembles_card_says_that_it_is_one(made):
