@@ -182,8 +182,8 @@ def add(
 
     Raises:
         ZooError: if there is a network of that name, the run was scored by ten crops or under `study`, its test faces
-            chose it, a run that it comes from is not there, its classes are not FER2013's in their order, or the file is too large to come with the
-            package.
+            chose it, a run that it comes from is not there, its classes are not FER2013's in their order, or the file
+            is too large to come with the package.
         ExportError: see `fer_keras.export.export`.
     """
     from fer_keras import export, run
