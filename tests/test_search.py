@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from test_notebooks import call
+from test_run import Weights
 
 from fer_keras import evaluate, params, run, search, split, train
 
@@ -222,7 +223,7 @@ def quick(monkeypatch):
 
     stand_in.__signature__ = search.inspect.signature(train.fit)
     monkeypatch.setattr(search.train, "fit", stand_in)
-    monkeypatch.setattr(search.model, "float32", lambda network: SimpleNamespace(save=lambda path: path.touch()))
+    monkeypatch.setattr(search.model, "float32", lambda network: Weights())
     return fit
 
 

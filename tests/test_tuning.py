@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from test_notebooks import call
+from test_run import Weights
 
 from fer_keras import evaluate, params, publish, run, split, suite, tuning
 
@@ -192,15 +192,6 @@ def test_a_value_that_training_refuses_is_found_before_the_first_point_runs(file
 # --- What is said about them ----------------------------------------------------------------------------------------
 
 HITS = {"adam-lr1e-3": (20, 15), "adam-lr0.01": (22, 14), "sgd-lr0.01": (18, 19)}  # right on validation, on test
-
-
-class Weights:
-    """Stands for a trained model where only its file matters."""
-
-    def save(self, path):
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("metadata.json", "{}")
-            file.writestr("config.json", "{}")
 
 
 def answers(labels, right):
