@@ -82,9 +82,9 @@ search: $(READY)
 	papermill notebooks/search.ipynb outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb -p suite $(SUITE) -p search $(SEARCH) $(if $(DATA),-p data "$(if $(filter drawn,$(DATA)),drawn,$$(realpath "$(DATA)"))")
 	fer-keras render outputs/$(SUITE)/search-$(SEARCH)/notebook.ipynb
 
-# Two files of tests at a time on two cores: most of a test is Python, tracing or waiting for a process.
+# Two files of tests at a time: most of a test is Python, tracing or waiting for a process.
 test: $(READY)
-	python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	python -m pytest -n 2 --dist loadfile
 
 test-jax: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[jax]'
